@@ -1,0 +1,186 @@
+"""The three components of a model by name, with all of their options: what is known before any weight exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nanovlm.components import Dataset, LanguageDecoder, Plugin, Split, VisionEncoder
+from nanovlm.errors import ConfigError, NanoVLMError, join
+from nanovlm.experiment import Experiment, Named
+from nanovlm.hub import HubError
+from nanovlm.plugins import Registries
+from nanovlm.registry import Registry
+
+ROLES = ("vision_encoder", "projector", "language_decoder")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component: where it stands in the experiment, its class, its validated options, and its plugin."""
+
+    where: str
+    name: str
+    cls: type
+    config: Any
+    plugin: Plugin
+
+    @classmethod
+    def of(cls, registry: Registry, where: str, name: str, options: dict[str, Any]) -> Part:
+        entry = registry.find(name, where)
+        return cls(where, name, entry.cls, registry.configure(name, options, where), entry.plugin)
+
+    def resolved(self) -> Part:
+        """The same with what a checkpoint's ``config.json`` decides; errors say where in the experiment."""
+        with located(self.where):
+            return replace(self, config=self.config.resolved())
+
+    def dump(self) -> dict[str, Any]:
+        """As an experiment file says it, with every option."""
+        return {"name": self.name, **self.config.model_dump()}
+
+
+class located:  # noqa: N801 - reads as a word: with located("projector"):
+    """Errors raised within say where in the experiment they come from."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, HubError):
+            raise ConfigError(error.at(self.where)) from None
+        if isinstance(error, NanoVLMError):
+            raise type(error)(f"{self.where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a model is made of."""
+
+    vision_encoder: Part
+    projector: Part
+    language_decoder: Part
+
+    @classmethod
+    def of(cls, choices: Mapping[str, Named], registries: Registries, resolve: bool = True) -> Blueprint:
+        """The parts of ``choices``, by role. All problems are reported at once, before anything is loaded."""
+        by_role = {
+            "vision_encoder": registries.vision_encoders,
+            "projector": registries.projectors,
+            "language_decoder": registries.language_decoders,
+        }
+        parts: dict[str, Part] = {}
+        with collected() as problems:
+            for role, registry in by_role.items():
+                with problems:
+                    part = Part.of(registry, role, choices[role].name, choices[role].options)
+                    parts[role] = part.resolved() if resolve else part
+        return cls(**parts)
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part]:
+        return self.vision_encoder, self.projector, self.language_decoder
+
+    def build_encoder(self) -> VisionEncoder:
+        with located("vision_encoder"):
+            encoder: VisionEncoder = self.vision_encoder.cls(self.vision_encoder.config)
+            return encoder
+
+    def build_decoder(self) -> LanguageDecoder:
+        with located("language_decoder"):
+            decoder: LanguageDecoder = self.language_decoder.cls(self.language_decoder.config)
+            return decoder
+
+    def build_projector(self, encoder: VisionEncoder, decoder: LanguageDecoder) -> Any:
+        with located("projector"):
+            return self.projector.cls(self.projector.config, grid=encoder.grid, text_dim=decoder.dim)
+
+
+class collected:  # noqa: N801
+    """Collect the user's errors of several independent checks, and raise them together at the end.
+
+    >>> with collected() as problems:
+    ...     with problems:
+    ...         check_one_thing()
+    ...     with problems:
+    ...         check_another()
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.depth = 0
+
+    def __enter__(self) -> collected:
+        self.depth += 1
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.depth -= 1
+        if self.depth:
+            if isinstance(error, NanoVLMError):
+                self.found.append(str(error))
+            return isinstance(error, NanoVLMError)
+        if error is None and self.found:
+            raise ConfigError(join(self.found))
+        return False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment whose names have all been understood: its model's blueprint, datasets, benchmarks and trackers."""
+
+    experiment: Experiment
+    registries: Registries
+    blueprint: Blueprint
+    datasets: tuple[Part, ...]
+    benchmarks: tuple[Part, ...]
+    trackers: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, experiment: Experiment, registries: Registries) -> Recipe:
+        """Raises ConfigError with every problem found."""
+
+        def parts(registry: Registry, path: str, choices: Iterable[Named]) -> tuple[Part, ...]:
+            found = []
+            for i, choice in enumerate(choices):
+                with problems:
+                    found.append(Part.of(registry, f"{path}.{i}", choice.name, choice.options).resolved())
+            return tuple(found)
+
+        with collected() as problems:
+            blueprint = None
+            with problems:
+                blueprint = Blueprint.of({role: getattr(experiment, role) for role in ROLES}, registries)
+            datasets = parts(registries.datasets, "data.train", experiment.data.train)
+            benchmarks = parts(registries.datasets, "benchmarks", experiment.benchmarks)
+            trackers = parts(registries.trackers, "trackers", experiment.trackers)
+        assert blueprint
+        return cls(experiment, registries, blueprint, datasets, benchmarks, trackers)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.blueprint.parts + self.datasets + self.benchmarks + self.trackers
+
+    def dump(self) -> dict[str, Any]:
+        """The experiment with every option written out: a file that runs as it is."""
+        content = self.experiment.model_dump()
+        content |= {part.where: part.dump() for part in self.blueprint.parts}
+        for place, parts in (
+            (content["data"]["train"], self.datasets),
+            (content["benchmarks"], self.benchmarks),
+            (content["trackers"], self.trackers),
+        ):
+            for i, part in enumerate(parts):
+                place[i] |= part.dump()
+        return content
+
+
+def open_dataset(part: Part, split: Split) -> Dataset:
+    """Build a dataset; errors say where in the experiment it stands."""
+    with located(part.where):
+        dataset: Dataset = part.cls(part.config, split)
+        return dataset

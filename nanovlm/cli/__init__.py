@@ -1,0 +1,28 @@
+"""The command line: one small module a command, each a few lines of the public Python API."""
+
+import sys
+
+import typer
+
+from nanovlm.cli import evaluate, generate, listing, plan, train
+from nanovlm.errors import NanoVLMError
+
+app = typer.Typer(
+    name="nanovlm",
+    help="Compose small vision-language models by name, train them, evaluate them, talk to them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (train, evaluate, generate, plan):
+    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+app.command(name="list")(listing.command)
+
+
+def main() -> None:
+    """Exit status: 0 done, 2 the user's input was wrong (a message, no traceback), 1 anything else."""
+    try:
+        app()
+    except NanoVLMError as error:
+        print(f"nanovlm: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,259 @@
+"""The contracts: what the core asks of a vision encoder, a projector, a language decoder, a dataset and a tracker.
+
+Letters for shapes, here and everywhere: ``B`` images, ``N`` patches, ``M`` image tokens an image, ``T`` tokens in a
+packed row, ``S`` samples in it, ``C`` vision width, ``D`` text width, ``V`` vocabulary.
+
+A component is a class with a nested ``Config``. It is built in three separate steps, so that every model can be
+planned on the ``meta`` device without weights, network or GPU:
+
+1. ``Config.resolved()`` reads at most a ``config.json`` and returns the full architecture;
+2. ``__init__`` reads nothing and builds the modules with random weights;
+3. ``load_pretrained()`` reads the weights that ``config.weights`` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from nanovlm.errors import ConfigError, explain
+
+if TYPE_CHECKING:
+    from nanovlm.attention import Segments
+    from nanovlm.data.images import ImageSource
+    from nanovlm.training.run import Run
+
+
+class Schema(BaseModel):
+    """Options as they stand in a YAML file: unknown keys are errors, ``true`` is not a number, every field has a docstring."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
+
+
+def parse(schema: type[SchemaT], options: Any, where: str) -> SchemaT:
+    """Validate ``options``; a ConfigError names the dotted path under ``where``, the value and the likely fix."""
+    try:
+        return schema.model_validate(options)
+    except ValidationError as error:
+        raise ConfigError(explain(error, schema, where)) from None
+
+
+class ComponentConfig(Schema):
+    """The options of one component. Defaults build something sensible; ``tiny()`` builds it in milliseconds, for tests."""
+
+    def resolved(self) -> Self:
+        """The same options with everything filled in that a checkpoint's ``config.json`` decides."""
+        return self
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls()
+
+    def fill_in(self, architecture: dict[str, Any]) -> Self:
+        """These options with a checkpoint's ``architecture``; a ConfigError where the user asked for something else."""
+        for key in self.model_fields_set & architecture.keys():
+            if getattr(self, key) != architecture[key]:
+                raise ConfigError(
+                    f"{key}={getattr(self, key)!r} contradicts the checkpoint {getattr(self, 'weights', '')!r}, "
+                    f"which has {key}={architecture[key]!r}: leave the option out, or use weights: random"
+                )
+        return self.model_copy(update=architecture)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How pictures are handed to an encoder: resized to ``size`` x ``size`` pixels with Pillow's filter ``resample``."""
+
+    size: int
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """An encoder's output: ``height * width`` = N patches in reading order, each ``dim`` = C numbers."""
+
+    height: int
+    width: int
+    dim: int
+
+
+class Component(nn.Module):
+    """What the three kinds of model component share."""
+
+    Config: ClassVar[type[ComponentConfig]]
+
+    def load_pretrained(self) -> None:
+        """Load the weights that the config names, strictly; with random weights there is nothing to do."""
+
+
+class VisionEncoder(Component):
+    """``(config)``: pixels (B, 3, H, W) uint8 -> patches (B, N, C). Owns its preprocessing, normalisation included."""
+
+    image: ImageSpec
+    grid: PatchGrid
+    blocks: Iterable[nn.Module]
+    """The layers, in order: compiled and checkpointed one by one."""
+
+
+class LanguageDecoder(Component):
+    """``(config)``: the language model, with everything that concerns text in its config (see ``TextConfig``)."""
+
+    dim: int
+    """D, the width of a token's embedding."""
+    max_positions: int
+    """The longest sample that the decoder takes, in tokens."""
+    blocks: Iterable[nn.Module]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """(T,) int64 -> (T, D)."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        raise NotImplementedError
+
+    def new_cache(self, samples: int, max_tokens: int) -> Any:
+        """Room for the keys and values of ``samples`` sequences of up to ``max_tokens`` tokens; passed to ``forward``."""
+        raise NotImplementedError
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, segments: Segments, cache: Any = None) -> Tensor:
+            """(T, D) -> (T, D); attention is causal and never crosses a segment's border."""
+
+
+class TextConfig(ComponentConfig):
+    """The text side of every language decoder's config."""
+
+    weights: str = "random"
+    """A hub id, a folder, or `random`."""
+    tokenizer: str = ""
+    """A hub id, a folder, or `bytes` (every byte of UTF-8 is a token); by default where the weights are."""
+    template: str = "question_answer"
+    """How a conversation becomes text: `question_answer`, `tokenizer` (its own chat template), or a Jinja file."""
+
+    @property
+    def tokenizer_source(self) -> str:
+        return self.tokenizer or ("bytes" if self.weights == "random" else self.weights)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange. ``<image>`` in ``user`` marks a picture's place; unmarked pictures come before the first turn."""
+
+    user: str
+    assistant: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation about pictures, as a dataset gives it."""
+
+    images: list[ImageSource]
+    turns: list[Turn]
+    id: str
+    choices: list[str] | None = None
+    category: str | None = None
+
+
+Split = Literal["train", "test"]
+
+
+class Dataset:
+    """``(config, split)``: samples by index, the same ones every time. The core takes validation samples out of ``train``."""
+
+    Config: ClassVar[type[ComponentConfig]]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        """May raise ``SkipSample(reason)`` for a sample that cannot be used."""
+        raise NotImplementedError
+
+    def id(self, index: int) -> str:
+        """``self[index].id``, without reading the sample: it decides what belongs to the validation share."""
+        raise NotImplementedError
+
+
+class Benchmark(Dataset):
+    """A dataset whose ``test`` split can also be asked and scored."""
+
+    max_new_tokens: int = 32
+
+    def prompt(self, sample: Sample) -> str:
+        """What the model is asked: by default the user's words of the first turn."""
+        return sample.turns[0].user
+
+    def answer(self, sample: Sample) -> str:
+        """The right answer, as it is shown beside a prediction."""
+        return sample.turns[0].assistant
+
+    def score(self, prediction: str, sample: Sample) -> float:
+        """0 to 1: how right ``prediction`` is. By default 1 if it equals the answer, letter case and full stop aside."""
+        return float(_plain(prediction) == _plain(self.answer(sample)))
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
+
+
+class Tracker:
+    """``(config, run)``: watches one run, on the trackers that its experiment names. Every moment is optional."""
+
+    Config: ClassVar[type[ComponentConfig]]
+
+    def __init__(self, config: ComponentConfig, run: Run) -> None:
+        self.config, self.run = config, run
+
+    def started(self, facts: dict[str, Any]) -> None:
+        """Once, before the first step: what the run is about to do (``total_steps``, ``parameters``, ...)."""
+
+    def step_finished(self, metrics: dict[str, float]) -> None:
+        """After each step, one step late, so that the device is never waited for."""
+
+    def evaluated(self, results: dict[str, Any]) -> None:
+        """After each validation or benchmark."""
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        """Once at the end, with what ``summary.json`` holds."""
+
+
+class Tokenizer(Protocol):
+    """What the core uses of a Hugging Face tokenizer."""
+
+    chat_template: str | None
+    eos_token: str | None
+    all_special_ids: list[int]
+
+    def __call__(self, text: str, **options: Any) -> Any: ...
+    def __len__(self) -> int: ...
+    def decode(self, token_ids: list[int], **options: Any) -> str: ...
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+    def save_pretrained(self, folder: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where a component came from."""
+
+    module: str
+    distribution: str
+    version: str
+    path: str
+    sha256: str
+    error: str = field(default="", compare=False)
+    """Why it could not be loaded: the last line of its traceback."""
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -1,0 +1,1 @@
+"""From samples to packed rows: conversation -> images -> packing -> loader."""

@@ -1,0 +1,225 @@
+"""Conversations to token ids, with a target only on what the assistant says and its end of turn.
+
+Every template is a Jinja chat template. It is rendered with a mark in place of each message, so that what the template
+wrote and what the data says never mix: the template's special tokens become ids, the same names in the data stay plain
+text, and the assistant's words are known exactly (many chat templates cannot tell them, and lose every target).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanovlm.components import TextConfig, Tokenizer, Turn
+from nanovlm.errors import ConfigError, SkipSample
+
+QUESTION_ANSWER = (
+    "{% for message in messages %}{% if message.role == 'user' %}Question: {{ message.content }} Answer:"
+    "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+IMAGE_MARK = "<image>"
+_MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: in no template
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a rendered conversation: a special token, plain text, or the place of a picture."""
+
+    text: str
+    supervised: bool = False
+    special: bool = False
+    image: bool = False
+    ends_turn: bool = False
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised conversation, before any image token is laid out.
+
+    ids, supervised: each token, and whether the model learns to say it.
+    image_at: for each picture, the index in ``ids`` before which it stands.
+    """
+
+    ids: list[int]
+    supervised: list[bool]
+    image_at: list[int]
+
+
+class TextFormat:
+    """A tokenizer and a template: text to ids for training and prompting, and ids to text."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
+        self.tokenizer = tokenizer
+        self.template = _read_template(tokenizer, template)
+        specials = sorted(tokenizer.all_special_ids, key=lambda i: -len(tokenizer.decode([i])))
+        self.special_ids = {tokenizer.decode([i]): i for i in specials}
+        self._specials = re.compile(f"({'|'.join(map(re.escape, self.special_ids))})" if self.special_ids else "(?!)")
+        ends = [piece.text for piece in self._render([Turn("a", "b")], 0) if piece.ends_turn]
+        if not ends:
+            raise ConfigError(
+                f"template {template!r}: no special token follows the assistant's words, so a model could not learn to stop; "
+                "write {{ eos_token }} behind them"
+            )
+        eos = {tokenizer.convert_tokens_to_ids(tokenizer.eos_token)} if tokenizer.eos_token else set()
+        self.stop_ids = frozenset({self.special_ids[ends[0]]} | eos)
+
+    def conversation(self, turns: Sequence[Turn], num_images: int, policy: str = "all", limit: int = 0) -> Tokens:
+        """Token ids and what is supervised, up to the end of the last turn that ``policy`` keeps.
+
+        policy: ``first`` turn, the leading turns that ``fit`` into ``limit`` tokens, or ``all`` (see experiment.Data).
+        Raises SkipSample for a conversation without an answer, or one too long.
+        """
+        turns = turns[:1] if policy == "first" else turns
+        if not turns:
+            raise SkipSample("no turn")
+        tokens, ends = self._tokenize(self._render(turns, num_images))
+        kept = [end for end in ends if not limit or end <= limit] if policy == "fit" else ends
+        if not kept or (limit and kept[-1] > limit):
+            raise SkipSample("too long")
+        if not all(turn.assistant.strip() for turn in turns[: len(kept)]):
+            raise SkipSample("no answer")
+        end = kept[-1]
+        return Tokens(tokens.ids[:end], tokens.supervised[:end], [at for at in tokens.image_at if at < end])
+
+    def prompt(self, user: str, num_images: int) -> Tokens:
+        """What stands before the assistant's words when the model is asked ``user``: a prefix of the conversation."""
+        pieces = self._render([Turn(user, "")], num_images)
+        before = next(i for i, piece in enumerate(pieces) if piece.supervised)
+        return self._tokenize(pieces[:before])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, up to the end of the turn."""
+        kept = next((ids[:i] for i, token in enumerate(ids) if token in self.stop_ids), ids)
+        return self.tokenizer.decode(list(kept), skip_special_tokens=True).strip()
+
+    def _render(self, turns: Sequence[Turn], num_images: int) -> list[Piece]:
+        """The conversation in pieces; neighbouring plain text of one kind is one piece, and tokenised together."""
+        words = [text for turn in turns for text in (turn.user, turn.assistant)]
+        roles = ("user", "assistant")
+        messages = [{"role": roles[i % 2], "content": f"\ue000{i}\ue001"} for i in range(len(words))]
+        rendered = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
+        parts = _MARK.split(rendered)  # template, message, template, message, ..., template
+        if [int(i) for i in parts[1::2]] != list(range(len(words))):
+            raise ConfigError(
+                "the template leaves out or reorders messages, so what the assistant says cannot be found"
+            )
+        marks = sum(turn.user.count(IMAGE_MARK) for turn in turns)
+        if num_images and marks and marks != num_images:
+            raise SkipSample("picture marks and pictures differ in number")
+        pieces = [Piece("", image=True)] * (0 if marks else num_images)
+        for i, content in enumerate(words):
+            is_answer = roles[i % 2] == "assistant"
+            opening, answer_follows = parts[2 * i], is_answer
+            if answer_follows:  # the space before an answer belongs to the answer
+                stripped = opening.rstrip(" ")
+                opening, content = stripped, opening[len(stripped) :] + content
+            pieces += self._template_pieces(opening, after_answer=i > 0 and not is_answer)
+            pieces += [Piece(content, True)] if is_answer else _user_pieces(content, bool(num_images))
+        pieces += self._template_pieces(parts[-1], after_answer=True)
+        return list(_joined(pieces))
+
+    def _template_pieces(self, text: str, after_answer: bool) -> Iterator[Piece]:
+        """What the template wrote; behind an answer, everything up to the first special token is its end of turn."""
+        ending = after_answer and bool(self._specials.search(text))
+        for part in self._specials.split(text):
+            special = part in self.special_ids
+            if part:
+                yield Piece(part, supervised=ending, special=special, ends_turn=ending and special)
+            ending = ending and not special
+
+    def _tokenize(self, pieces: Sequence[Piece]) -> tuple[Tokens, list[int]]:
+        """The pieces' tokens, and where each turn ends."""
+        tokens, ends = Tokens([], [], []), []
+        for piece in pieces:
+            if piece.image:
+                tokens.image_at.append(len(tokens.ids))
+                continue
+            ids = [self.special_ids[piece.text]] if piece.special else self._plain_ids(piece.text)
+            tokens.ids.extend(ids)
+            tokens.supervised.extend([piece.supervised] * len(ids))
+            if piece.ends_turn:
+                ends.append(len(tokens.ids))
+        return tokens, ends
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Ids of plain text, in which the names of special tokens mean nothing."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+
+def _user_pieces(text: str, has_images: bool) -> Iterator[Piece]:
+    for i, part in enumerate(text.split(IMAGE_MARK) if has_images else [text]):
+        if i:
+            yield Piece("", image=True)
+        yield Piece(part)
+
+
+def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Neighbours of plain text with the same supervision as one, empty ones left out."""
+    plain: list[Piece] = []
+    for piece in pieces:
+        joins = not (piece.special or piece.image)
+        if plain and not (joins and piece.supervised == plain[0].supervised):
+            yield Piece("".join(part.text for part in plain), plain[0].supervised)
+            plain = []
+        if not joins:
+            yield piece
+        elif piece.text:
+            plain.append(piece)
+    if plain:
+        yield Piece("".join(part.text for part in plain), plain[0].supervised)
+
+
+def _read_template(tokenizer: Tokenizer, template: str) -> str:
+    if template == "question_answer":
+        return QUESTION_ANSWER
+    if template == "tokenizer":
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "template 'tokenizer': the tokenizer has no chat template of its own; use question_answer or a Jinja file"
+            )
+        return tokenizer.chat_template
+    file = Path(template)
+    if not file.is_file():
+        raise ConfigError(f"template {template!r}: expected question_answer, tokenizer, or the path of a Jinja file")
+    return file.read_text(encoding="utf-8")
+
+
+def load_text_format(config: TextConfig, vocab_size: int, folder: Path | None = None) -> TextFormat:
+    """The tokenizer and template of a decoder's config; from a model ``folder`` if one is given."""
+    if folder is None and config.tokenizer_source == "bytes":
+        tokenizer = byte_tokenizer()
+    else:
+        tokenizer = _load_tokenizer(config, folder)
+    if len(tokenizer) > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, the decoder's embedding only vocab_size={vocab_size}"
+        )
+    return TextFormat(tokenizer, config.template)
+
+
+def _load_tokenizer(config: TextConfig, folder: Path | None) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    from nanovlm.hub import TOKENIZER, fetch
+
+    folder = folder or fetch(config.tokenizer_source, TOKENIZER, option="tokenizer" if config.tokenizer else "weights")
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no tokenizer that transformers can load: {error}") from None
+    return tokenizer
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte of UTF-8 is a token, and one more ends the text: 257 in all."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer: Tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    return tokenizer

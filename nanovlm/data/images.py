@@ -1,0 +1,66 @@
+"""Pictures of any kind to (3, H, W) uint8, decoded and resized once; normalisation is the encoder's, on the device."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from nanovlm.components import ImageSpec
+from nanovlm.errors import SkipSample
+
+ImageSource = str | Path | bytes | Image.Image
+
+MAX_PIXELS = 64_000_000  # a decoded picture takes three bytes a pixel, or more, in every loader worker
+
+
+def to_tensor(source: ImageSource, spec: ImageSpec) -> Tensor:
+    """(3, size, size) uint8 of a path, encoded bytes or a Pillow image; SkipSample if it cannot be read."""
+    image = open_image(source).resize((spec.size, spec.size), Image.Resampling[spec.resample.upper()])
+    return (
+        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(spec.size, spec.size, 3).permute(2, 0, 1)
+    )
+
+
+def stack_images(sources: Sequence[ImageSource], spec: ImageSpec) -> Tensor:
+    """(n, 3, size, size) uint8; SkipSample if one cannot be read."""
+    if not sources:
+        return torch.empty(0, 3, spec.size, spec.size, dtype=torch.uint8)
+    return torch.stack([to_tensor(source, spec) for source in sources])
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """An upright RGB picture: the first frame of an animation, transparency over white, 16 bits scaled to 8."""
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(_file(source))
+        if image.width * image.height > MAX_PIXELS:
+            raise SkipSample("picture too large")
+        return _rgb(ImageOps.exif_transpose(image))
+    except SkipSample:
+        raise
+    except FileNotFoundError:
+        raise SkipSample("picture not found") from None
+    except Image.DecompressionBombError:
+        raise SkipSample("picture too large") from None
+    except (OSError, ValueError, SyntaxError, EOFError):  # what Pillow raises for broken files, by format
+        raise SkipSample("undecodable picture") from None
+
+
+def _file(source: str | Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    elif image.mode in ("I", "F"):  # no range is defined for these: use the picture's own
+        low, high = image.getextrema()
+        scale = 255 / max(high - low, 1e-9)  # type: ignore[operator]
+        image = image.convert("F").point(lambda value: value * scale + (-low * scale)).convert("L")  # type: ignore[operator]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

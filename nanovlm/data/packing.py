@@ -1,0 +1,131 @@
+"""Samples laid end to end in rows: a batch is packed, never padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nanovlm.attention import Segments
+from nanovlm.data.conversation import Tokens
+
+IGNORED = -100  # the target of a position that teaches nothing, as in torch's cross entropy
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample ready to be packed: its tokens and its pictures, pixels (n, 3, H, W) uint8."""
+
+    tokens: Tokens
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """S samples end to end.
+
+    token_ids (T,) int64; where image tokens stand the id is 0 and means nothing
+    targets (T,) int64: the token after each position, or -100 where nothing is to be learnt
+    pixels (B, 3, H, W) uint8
+    image_slots (B*M,) int64: the positions that the image tokens take, in order
+    target_slots (number of targets,) int64: the positions that have a target
+    segments: where each sample begins and ends
+    """
+
+    token_ids: Tensor
+    targets: Tensor
+    pixels: Tensor
+    image_slots: Tensor
+    target_slots: Tensor
+    segments: Segments
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.target_slots)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.segments.cu_seqlens) - 1
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> PackedRow:
+        """The same row with ``move`` applied to every tensor."""
+        return replace(
+            self,
+            token_ids=move(self.token_ids),
+            targets=move(self.targets),
+            pixels=move(self.pixels),
+            image_slots=move(self.image_slots),
+            target_slots=move(self.target_slots),
+            segments=self.segments.map(move),
+        )
+
+    def to(self, device: torch.device | str) -> PackedRow:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedRow:
+        return self.map(Tensor.pin_memory)
+
+
+def pack(
+    examples: Iterable[Example], num_image_tokens: int, tokens_per_row: int, images_per_row: int
+) -> list[PackedRow]:
+    """Examples in their order, in as few rows as that order allows (M = ``num_image_tokens`` positions a picture)."""
+    rows: list[list[Example]] = []
+    tokens = images = 0
+    for example in examples:
+        length = len(example.tokens.ids) + num_image_tokens * len(example.pixels)
+        full = tokens + length > tokens_per_row or images + len(example.pixels) > images_per_row
+        if not rows or full:
+            rows.append([])
+            tokens = images = 0
+        rows[-1].append(example)
+        tokens += length
+        images += len(example.pixels)
+    return [pack_row(row, num_image_tokens) for row in rows]
+
+
+def pack_row(examples: Sequence[Example], num_image_tokens: int) -> PackedRow:
+    """All of ``examples`` in one row."""
+    token_ids: list[int] = []
+    targets: list[int] = []
+    image_slots: list[int] = []
+    lengths = []
+    for example in examples:
+        ids, supervised, slots = _lay_out(example.tokens, num_image_tokens)
+        image_slots += [len(token_ids) + slot for slot in slots]
+        token_ids += ids
+        targets += [token if taught else IGNORED for token, taught in zip(ids[1:], supervised[1:], strict=True)] + [
+            IGNORED
+        ]
+        lengths.append(len(ids))
+    return PackedRow(
+        token_ids=torch.tensor(token_ids),
+        targets=torch.tensor(targets),
+        pixels=torch.cat([example.pixels for example in examples]),
+        image_slots=torch.tensor(image_slots, dtype=torch.int64),
+        target_slots=torch.tensor([t for t, target in enumerate(targets) if target != IGNORED], dtype=torch.int64),
+        segments=Segments.of(lengths),
+    )
+
+
+def _lay_out(tokens: Tokens, num_image_tokens: int) -> tuple[list[int], list[bool], list[int]]:
+    """Ids and supervision with M positions reserved for each picture, and those positions."""
+    ids: list[int] = []
+    supervised: list[bool] = []
+    slots: list[int] = []
+    start = 0
+    for at in [*tokens.image_at, len(tokens.ids)]:
+        ids += tokens.ids[start:at]
+        supervised += tokens.supervised[start:at]
+        start = at
+        if len(slots) < num_image_tokens * len(tokens.image_at):
+            slots += range(len(ids), len(ids) + num_image_tokens)
+            ids += [0] * num_image_tokens
+            supervised += [False] * num_image_tokens
+    return ids, supervised, slots

@@ -1,0 +1,44 @@
+"""A picture of some of a benchmark's items: what was shown, asked, answered, and right."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from nanovlm.components import Sample
+from nanovlm.data.images import open_image
+from nanovlm.evaluation.evaluator import Item
+
+COLUMNS, ROWS = 4, 3
+WIDTH, PICTURE, LINE, MARGIN = 300, 220, 20, 14
+TEXT_LINES = 5
+RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#1f2328"
+
+
+def draw_gallery(samples: Sequence[Sample], items: Sequence[Item], file: Path) -> None:
+    """Write a PNG of the first items that have a picture."""
+    shown = [(sample, item) for sample, item in zip(samples, items, strict=True) if sample.images and not item.skipped][
+        : COLUMNS * ROWS
+    ]
+    height = PICTURE + TEXT_LINES * LINE + 2 * MARGIN
+    rows = max(1, -(-len(shown) // COLUMNS))
+    canvas = Image.new("RGB", (COLUMNS * WIDTH, rows * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=15)
+    for place, (sample, item) in enumerate(shown):
+        x, y = place % COLUMNS * WIDTH + MARGIN, place // COLUMNS * height + MARGIN
+        picture = open_image(sample.images[0])
+        scale = min((WIDTH - 2 * MARGIN) / picture.width, (PICTURE - MARGIN) / picture.height)
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        canvas.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC), (x, y))
+        y += PICTURE
+        lines = [(line, INK) for line in textwrap.wrap(item.question, 34)[: TEXT_LINES - 2]]
+        lines.append((textwrap.shorten(f"said: {item.prediction or '(nothing)'}", 36), RIGHT if item.score else WRONG))
+        lines.append((textwrap.shorten(f"right: {item.answer}", 36), INK))
+        for i, (line, colour) in enumerate(lines):
+            draw.text((x, y + i * LINE), line, fill=colour, font=font)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(file)

@@ -1,0 +1,35 @@
+"""Every way to extend nanovlm: a plugin is a module that implements some of these."""
+
+from collections.abc import Callable
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("nanovlm")
+hookimpl = pluggy.HookimplMarker("nanovlm")
+
+Register = Callable[[str, type], None]
+
+
+@hookspec
+def register_vision_encoders(register: Register) -> None:
+    """``register(name, cls)``: cls maps pixels (B, 3, H, W) uint8 to patches (B, N, C)."""
+
+
+@hookspec
+def register_projectors(register: Register) -> None:
+    """``register(name, cls)``: cls maps patches (B, N, C) to image tokens (B, M, D)."""
+
+
+@hookspec
+def register_language_decoders(register: Register) -> None:
+    """``register(name, cls)``: cls maps embedded tokens (T, D) to hidden states (T, D) and logits (T, V)."""
+
+
+@hookspec
+def register_datasets(register: Register) -> None:
+    """``register(name, cls)``: cls gives samples of pictures and conversations; as a benchmark it also scores answers."""
+
+
+@hookspec
+def register_trackers(register: Register) -> None:
+    """``register(name, cls)``: cls watches a run (started, step_finished, evaluated, finished)."""

@@ -1,0 +1,171 @@
+"""The model: vision encoder -> projector -> language decoder -> loss."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nanovlm.blueprint import ROLES, Blueprint, located
+from nanovlm.components import LanguageDecoder, VisionEncoder, device_of
+from nanovlm.data.conversation import TextFormat, load_text_format
+from nanovlm.data.packing import PackedRow
+from nanovlm.errors import CheckpointError
+from nanovlm.experiment import Named
+from nanovlm.plugins import Registries, load_plugins
+from nanovlm.seeding import seeded
+from nanovlm.weights import load_weights, read_json, read_tensors, tied_once
+
+TEMPLATE = "template.jinja"  # a template that came from a file, within a model folder
+
+
+class VisionLanguageModel(nn.Module):
+    """Pictures and text in, text out.
+
+    Build one from an experiment's blueprint, or load one with ``from_pretrained``. ``build`` draws each component's
+    weights from the seed and the component's role alone, so that two models that differ in the projector share all
+    of their other weights, bit for bit.
+    """
+
+    def __init__(self, blueprint: Blueprint, seed: int = 0, folder: Path | None = None) -> None:
+        super().__init__()
+        self.blueprint, self.folder = blueprint, folder
+        with seeded(seed, "vision_encoder"):
+            self.vision_encoder: VisionEncoder = blueprint.build_encoder()
+        with seeded(seed, "language_decoder"):
+            self.language_decoder: LanguageDecoder = blueprint.build_decoder()
+        with seeded(seed, "projector"):
+            self.projector = blueprint.build_projector(self.vision_encoder, self.language_decoder)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """M, the positions that one picture takes among the tokens."""
+        return int(self.projector.num_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self)
+
+    @cached_property
+    def text(self) -> TextFormat:
+        """The tokenizer and the template, loaded when first used."""
+        with located("language_decoder"):
+            config = self.blueprint.language_decoder.config
+            return load_text_format(config, vocab_size=config.vocab_size, folder=self.folder)
+
+    def forward(self, row: PackedRow) -> Tensor:
+        """The sum of the losses at a row's targets, a scalar."""
+        return self.losses(row).sum()
+
+    def losses(self, row: PackedRow) -> Tensor:
+        """The loss at each target, (number of targets,) float32. The head runs on these positions only."""
+        hidden = self.hidden(row)[row.target_slots]
+        logits = self.language_decoder.logits(hidden)  # (number of targets, V)
+        return F.cross_entropy(logits.float(), row.targets[row.target_slots], reduction="none")
+
+    def hidden(self, row: PackedRow, cache: Any = None) -> Tensor:
+        """The decoder's last hidden states, (T, D)."""
+        return self.language_decoder(self.embed(row), row.segments, cache)
+
+    def embed(self, row: PackedRow) -> Tensor:
+        """(T, D): the text's embeddings, with the projected pictures in their slots."""
+        x = self.language_decoder.embed(row.token_ids)
+        if len(row.pixels) == 0:
+            return x
+        image_tokens = self.projector(self.encode(row.pixels)).flatten(0, 1)  # (B*M, D)
+        return x.index_copy(0, row.image_slots, image_tokens.to(x.dtype))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N, C), checked against the grid that the encoder declares."""
+        patches: Tensor = self.vision_encoder(pixels)
+        grid = self.vision_encoder.grid
+        expected = (len(pixels), grid.height * grid.width, grid.dim)
+        if patches.shape != expected:
+            raise CheckpointError(
+                f"vision_encoder {self.blueprint.vision_encoder.name}: gives patches {tuple(patches.shape)}, its {grid.height} x {grid.width} "
+                f"grid promises {expected}: does it add prefix tokens or drop patches?"
+            )
+        return patches
+
+    def load_pretrained(self) -> None:
+        """Load the weights that each component's ``weights`` names."""
+        for role in ROLES:
+            if load := getattr(getattr(self, role), "load_pretrained", None):
+                with located(role):
+                    load()
+
+    def generate(self, prompt: str, images: Iterable[Any] = (), max_new_tokens: int = 64) -> str:
+        """The model's answer to ``prompt`` about ``images`` (paths, bytes or Pillow images), greedily decoded."""
+        from nanovlm.generation import Prompt, generate
+
+        example = Prompt(prompt, list(images)).example(self.text, self.vision_encoder.image)
+        return generate(self, [example], max_new_tokens)[0]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` (tied weights once) and the tokenizer, whole or not at all."""
+        target, part = Path(folder), Path(f"{folder}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_config(self, part)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tied_once(self).items()}
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        self.text.tokenizer.save_pretrained(str(part))
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, registries: Registries | None = None, device: str = "cpu"
+    ) -> VisionLanguageModel:
+        """Load a model folder, or a hub id. Needs no pretrained backbone, and for a folder no network.
+
+        Raises CheckpointError where the folder is not a model or its tensors do not fit, ConfigError or PluginError
+        where a component is not installed.
+        """
+        from nanovlm.hub import MODEL, fetch
+
+        folder = fetch(str(source), MODEL, option="model")
+        config = read_config(folder)
+        blueprint = Blueprint.of(config, registries or load_plugins(), resolve=False)
+        model = cls(blueprint, folder=folder)
+        load_weights(model, read_tensors(folder), source=str(folder))
+        return model.to(device).eval()
+
+
+def write_config(model: VisionLanguageModel, folder: Path) -> None:
+    """``config.json``: the components by name with all options, and the plugins that they came from."""
+    import json
+
+    config: dict[str, Any] = {"nanovlm": version("nanovlm")}
+    plugins = {}
+    for part in model.blueprint.parts:
+        config[part.where] = part.dump()
+        plugins[part.where] = {
+            "module": part.plugin.module,
+            "distribution": part.plugin.distribution,
+            "version": part.plugin.version,
+            "sha256": part.plugin.sha256,
+        }
+    if config["language_decoder"]["template"] not in ("question_answer", "tokenizer"):
+        (folder / TEMPLATE).write_text(model.text.template, encoding="utf-8")
+        config["language_decoder"]["template"] = TEMPLATE
+    (folder / "config.json").write_text(json.dumps(config | {"plugins": plugins}, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Named]:
+    """The components that a model folder's ``config.json`` names, by role."""
+    config = read_json(folder / "config.json")
+    if missing := [role for role in ROLES if not isinstance(config.get(role), dict)]:
+        raise CheckpointError(f"{folder / 'config.json'} names no {', '.join(missing)}: it was not written by nanovlm")
+    decoder: dict[str, Any] = config["language_decoder"]  # type: ignore[assignment]
+    if decoder.get("template") == TEMPLATE:
+        decoder["template"] = str(folder / TEMPLATE)
+    return {role: Named.model_validate(config[role]) for role in ROLES}

@@ -1,0 +1,74 @@
+"""AdamW with a learning rate for each component, warmed up linearly and lowered along a cosine."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nanovlm.blueprint import ROLES
+from nanovlm.experiment import Training
+from nanovlm.model import VisionLanguageModel
+from nanovlm.training.precision import Precision
+
+
+class Optimizer:
+    """One update a step: unscale, clip, AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101), next learning rate.
+
+    A component with learning rate 0 is frozen: it gets no gradient, and its forward pass keeps nothing for one.
+    """
+
+    def __init__(self, model: VisionLanguageModel, config: Training, total_steps: int, precision: Precision) -> None:
+        self.config, self.total_steps, self.scaler = config, total_steps, precision.scaler
+        self.step_number = 0
+        groups = []
+        for role in ROLES:
+            module, peak = getattr(model, role), getattr(config.learning_rate, role)
+            module.requires_grad_(peak > 0)
+            parameters = list(module.parameters())
+            if peak > 0 and parameters:
+                groups.append({"params": parameters, "role": role, "peak": peak})
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        betas = (config.betas[0], config.betas[1])
+        self.adamw = torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay, fused=True)
+        self._set_learning_rates()
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        return {group["role"]: group["lr"] for group in self.adamw.param_groups}
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> Tensor:
+        """Update the weights from the gradients gathered since the last call; the gradient's norm before clipping."""
+        self.scaler.unscale_(self.adamw)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        self.scaler.step(self.adamw)
+        self.scaler.update()
+        self.adamw.zero_grad()
+        self.advance()
+        return norm
+
+    def advance(self) -> None:
+        """Go on to the next step's learning rates."""
+        self.step_number += 1
+        self._set_learning_rates()
+
+    def _set_learning_rates(self) -> None:
+        factor = schedule(self.step_number, self.total_steps, self.config.warmup, self.config.final_learning_rate)
+        for group in self.adamw.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def schedule(step: int, total_steps: int, warmup: float, final: float) -> float:
+    """The learning rate of a step as a share of its peak: up linearly, then down a cosine to ``final``."""
+    warmup_steps = round(warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

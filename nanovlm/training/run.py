@@ -1,0 +1,156 @@
+"""The run folder: where everything of one run is, written to a temporary name and renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanovlm.blueprint import ROLES, Recipe
+from nanovlm.components import ComponentConfig, Tracker
+from nanovlm.errors import ConfigError
+from nanovlm.yaml_reader import dump_yaml
+
+PACKAGES = ("nanovlm", "torch", "transformers", "timm", "datasets", "tokenizers", "safetensors", "pillow", "pydantic")
+
+
+class Run:
+    """One run's folder, with a name for each thing in it."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.experiment = folder / "experiment.yaml"
+        self.metrics = folder / "metrics.jsonl"
+        self.model = folder / "model"
+        self.best_model = folder / "model-best"
+        self.summary = folder / "summary.json"
+
+    @classmethod
+    def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
+        """A new folder, by default ``runs/<name>/<time>-s<seed>/`` with ``runs/<name>/latest`` pointing at it."""
+        name = recipe.experiment.name
+        if folder is not None:
+            chosen = Path(folder)
+            if chosen.is_dir() and any(chosen.iterdir()):
+                raise ConfigError(f"--run-dir {chosen}: the folder is not empty; name a new one, or remove it")
+            chosen.mkdir(parents=True, exist_ok=True)
+        else:
+            chosen = _new_folder(Path("runs", name), f"{time.strftime('%Y%m%d-%H%M%S')}-s{recipe.experiment.seed}")
+        run = cls(chosen, name)
+        run.write(run.experiment, dump_yaml(recipe.dump()))
+        return run
+
+    def evaluation(self, benchmark: str, step: int, suffix: str = ".jsonl") -> Path:
+        return self.folder / "evaluation" / benchmark / f"{step}{suffix}"
+
+    def write(self, file: Path, text: str) -> None:
+        part = file.with_name(f"{file.name}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+
+    def write_json(self, file: Path, content: dict[str, Any]) -> None:
+        self.write(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def record_provenance(self, recipe: Recipe, model: nn.Module, data_order: str) -> None:
+        """What the run was made of: versions, code, plugins, the order of its data and its initial weights."""
+        self.write_json(
+            self.folder / "provenance.json",
+            {
+                "versions": {"python": platform.python_version(), **_versions()},
+                "git": _git_state(),
+                "plugins": [
+                    {
+                        "module": plugin.module,
+                        "distribution": plugin.distribution,
+                        "version": plugin.version,
+                        "sha256": plugin.sha256,
+                    }
+                    for plugin in sorted({part.plugin for part in recipe.parts}, key=lambda plugin: plugin.module)
+                ],
+                "data_order": data_order,
+                "initial_weights": {role: fingerprint(getattr(model, role)) for role in ROLES},
+            },
+        )
+        for file in recipe.registries.files:
+            self.write(self.folder / Path(file).name, Path(file).read_text(encoding="utf-8"))
+
+
+class MetricsLog(Tracker):
+    """``metrics.jsonl``: every step and every evaluation, one JSON line each. Always on."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def step_finished(self, metrics: dict[str, float]) -> None:
+        self._append({"event": "step", **metrics})
+
+    def evaluated(self, results: dict[str, Any]) -> None:
+        self._append({"event": "evaluation", **results})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.run.metrics.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's weights, bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder of this name, or the first free of name-2, name-3, ...; ``latest`` beside it points at it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    link = parent / f".latest-{os.getpid()}"
+    link.symlink_to(folder.name)
+    link.replace(parent / "latest")
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # not every package is needed by every run
+    return found
+
+
+def _git_state() -> dict[str, Any]:
+    """The commit of the code that runs, and whether it was changed since; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--", ".", "../plugins")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {}

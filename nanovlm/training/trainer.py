@@ -1,0 +1,249 @@
+"""The training loop, told as a story; every detail is one call down."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanovlm.components import Tracker
+from nanovlm.data.loader import HeldOut, Step, Steps, load, num_workers
+from nanovlm.data.packing import PackedRow
+from nanovlm.errors import DataError
+from nanovlm.evaluation.evaluator import Evaluation, Questions
+from nanovlm.evaluation.gallery import draw_gallery
+from nanovlm.experiment import Experiment
+from nanovlm.generation import evaluating
+from nanovlm.model import VisionLanguageModel
+from nanovlm.training.optimizer import Optimizer
+from nanovlm.training.precision import Precision
+from nanovlm.training.run import Run
+
+
+@dataclass
+class Parts:
+    """What a trainer works with; ``nanovlm.train`` puts it together."""
+
+    experiment: Experiment
+    model: VisionLanguageModel
+    steps: Steps
+    held_out: HeldOut
+    benchmarks: list[Questions]
+    trackers: Sequence[Tracker]
+    run: Run
+    plugin_files: Sequence[str] = ()
+
+
+class Trainer:
+    def __init__(self, parts: Parts) -> None:
+        self.model, self.held_out, self.benchmarks, self.trackers, self.run = (
+            parts.model, parts.held_out, parts.benchmarks, parts.trackers, parts.run,
+        )  # fmt: skip
+        self.experiment, self.config = parts.experiment, parts.experiment.training
+        self.device = self.model.device
+        self.precision = Precision(self.config.precision, self.device)
+        self.total_steps = len(parts.steps)
+        self.optimizer = Optimizer(self.model, self.config, self.total_steps, self.precision)
+        self.workers, self.plugin_files = num_workers(parts.experiment.data.workers), parts.plugin_files
+        self.steps = self.load(parts.steps)
+        self.step = 0
+        self.clock = Clock()
+        self.skipped: Counter[str] = Counter()
+        self.late_metrics: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
+
+    def train(self) -> dict[str, Any]:
+        self.started()
+        while self.step < self.total_steps:
+            metrics = self.train_step()
+            self.step += 1
+            self.report(metrics)
+            if self.is_time(self.experiment.data.validation.every):
+                self.validate()
+            for benchmark, choice in zip(self.benchmarks, self.experiment.benchmarks, strict=True):
+                if self.is_time(choice.every):
+                    self.evaluate(benchmark)
+        return self.finish()
+
+    def train_step(self) -> dict[str, Any]:
+        self.model.train()
+        with self.clock.waiting():
+            step = next(self.steps)  # one step's samples, in one or a few packed rows
+        self.count(step)
+        metrics: dict[str, Any] = {
+            f"learning_rate/{role}": rate for role, rate in self.optimizer.learning_rates.items()
+        }
+        num_targets = sum(row.num_targets for row in step.rows)
+        if not num_targets:  # every sample was skipped: the schedule goes on, the weights stay
+            self.optimizer.advance()
+            return metrics
+        losses = [self.backward(row.to(self.device), num_targets) for row in step.rows]
+        return metrics | {"loss": torch.stack(losses).sum(), "grad_norm": self.optimizer.step()}
+
+    def backward(self, row: PackedRow, num_targets: int) -> Tensor:
+        with self.precision.autocast():
+            loss: Tensor = self.model(row) / num_targets  # a mean over the whole step's targets, not a mean of means
+        self.optimizer.backward(loss)
+        return loss.detach()
+
+    def is_time(self, every: int) -> bool:  # 0 is never; what happens at the end is in `finish`
+        return every > 0 and self.step % every == 0 and self.step < self.total_steps
+
+    def validate(self) -> None:
+        """The mean loss over the held-out targets; the model that does best on it so far is kept."""
+        if not len(self.held_out):
+            return
+        with self.clock.stopped(), evaluating(self.model), torch.no_grad(), self.precision.autocast():
+            total, num_targets = 0.0, 0
+            for step in self.load(self.held_out):
+                total += sum(float(self.model(row.to(self.device))) for row in step.rows)
+                num_targets += sum(row.num_targets for row in step.rows)
+        if not num_targets:
+            raise DataError("no held-out sample can be used for validation; see data.validation.share")
+        loss = total / num_targets
+        self.results["validation_loss"] = loss
+        self.tell("evaluated", {"step": self.step, "validation_loss": loss})
+        if loss < self.results.get("best_validation_loss", math.inf):
+            self.results |= {"best_validation_loss": loss, "best_step": self.step}
+            with self.clock.stopped():
+                self.model.save_pretrained(self.run.best_model)
+
+    def evaluate(self, questions: Questions, controls: bool = False) -> Evaluation:
+        """Score the model as it is now; with its items on disk."""
+        with self.clock.stopped(), self.precision.autocast():
+            evaluation = questions.evaluate(self.model, controls, self.experiment.data.seed)
+        evaluation.write(self.run.evaluation(questions.name, self.step))
+        self.tell("evaluated", {"step": self.step, "benchmark": questions.name, **evaluation.summary()})
+        return evaluation
+
+    def finish(self) -> dict[str, Any]:
+        """Save the model, evaluate it for the last time, controls included, and write the summary."""
+        self.flush()
+        rates = self.clock.rates()
+        if not self.clock.samples:
+            raise DataError(f"every sample was skipped: {describe(self.skipped)}")
+        self.model.save_pretrained(self.run.model)
+        self.validate()
+        benchmarks = {}
+        for questions in self.benchmarks:
+            evaluation = self.evaluate(questions, controls=True)
+            benchmarks[questions.name] = evaluation.summary()
+            draw_gallery(questions.samples, evaluation.items, self.run.evaluation(questions.name, self.step, ".png"))
+        summary = {
+            "name": self.run.name,
+            "seed": self.experiment.seed,
+            "steps": self.step,
+            **rates,
+            "tokens": self.clock.tokens,
+            "wall_seconds": self.clock.wall_seconds,
+            "skipped": dict(self.skipped),
+            **self.results,
+            "benchmarks": benchmarks,
+            "device": str(self.device),
+            "precision": self.precision.name,
+            "peak_memory_bytes": peak_memory(self.device),
+        }
+        self.run.write_json(self.run.summary, summary)
+        self.tell("finished", summary)
+        return summary
+
+    def load(self, steps: Steps | HeldOut) -> Iterator[Step]:
+        return load(steps, self.workers, pin_memory=self.device.type == "cuda", plugin_files=self.plugin_files)
+
+    def started(self) -> None:
+        components = {part.where: part.name for part in self.model.blueprint.parts}
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        facts = {"run": str(self.run.folder), "total_steps": self.total_steps, "parameters": parameters, **components}
+        self.tell(
+            "started", facts | {"device": str(self.device), "precision": self.precision.name, "workers": self.workers}
+        )
+
+    def count(self, step: Step) -> None:
+        self.skipped += step.skipped
+        self.clock.samples += step.num_samples
+        self.clock.tokens += step.num_tokens
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Hand the metrics to the trackers one step late, so that the device is never waited for."""
+        self.flush()
+        if self.step % self.config.log_every == 0 or self.step == self.total_steps:
+            self.late_metrics = {"step": self.step, **metrics, **self.clock.rates(), "skipped": self.skipped.total()}
+
+    def flush(self) -> None:
+        if self.late_metrics:
+            metrics = {
+                key: float(value) if isinstance(value, Tensor) else value for key, value in self.late_metrics.items()
+            }
+            self.late_metrics = {}
+            self.tell("step_finished", metrics)
+
+    def tell(self, moment: str, facts: dict[str, Any]) -> None:
+        for tracker in self.trackers:
+            getattr(tracker, moment)(facts)
+
+
+class Clock:
+    """Seconds of training, without evaluations, and what was done in them."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.waited = self.paused = 0.0
+        self.samples = self.tokens = 0
+
+    def waiting(self) -> Stopwatch:
+        """Time that the trainer spends waiting for data."""
+        return Stopwatch(self, "waited")
+
+    def stopped(self) -> Stopwatch:
+        """Time that is not training."""
+        return Stopwatch(self, "paused")
+
+    @property
+    def seconds(self) -> float:
+        return max(1e-9, self.wall_seconds - self.paused)
+
+    def rates(self) -> dict[str, float]:
+        return {
+            "samples": self.samples,
+            "samples_per_second": self.samples / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+            "data_wait": self.waited / self.seconds,
+        }
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the trainer was made, evaluations included."""
+        return time.perf_counter() - self.start
+
+
+class Stopwatch:
+    """Adds the time spent in its block to one of a clock's totals."""
+
+    def __init__(self, clock: Clock, total: str) -> None:
+        self.clock, self.total = clock, total
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        setattr(self.clock, self.total, getattr(self.clock, self.total) + time.perf_counter() - self.start)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's where there is one, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(skipped: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "none"

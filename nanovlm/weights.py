@@ -1,0 +1,93 @@
+"""Reading weights, strictly: every tensor a module owns must be there, in its shape, and no other."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nanovlm.errors import CheckpointError
+
+SHOWN = 8  # of a long list of tensors
+
+
+def read_json(file: Path) -> dict[str, object]:
+    """A JSON object; a CheckpointError says which file is missing or broken."""
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent} has no {file.name}: is it a model folder?") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object")
+    return content
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's ``model.safetensors``, whole or in shards (never a pickle)."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards: dict[str, str] = read_json(index)["weight_map"]  # type: ignore[assignment]
+        files = [folder / name for name in sorted(set(shards.values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{folder} has no {file.name}; weights are read from safetensors files only")
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is not a whole safetensors file ({error})") from None
+    return tensors
+
+
+def load_weights(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    source: str,
+    rename: Callable[[str], str] = str,
+    ignored: Iterable[str] = (),
+) -> None:
+    """Copy ``tensors`` into ``module``, under the names that ``rename`` gives.
+
+    ``ignored`` are the prefixes (before renaming) of tensors that are knowingly left out. A CheckpointError lists
+    what is missing, unexpected or misshapen.
+    """
+    ignored = tuple(ignored)
+    state = {rename(name): tensor for name, tensor in tensors.items() if not name.startswith(ignored)}
+    own = tied_once(module)
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    misshapen = [
+        f"{name} {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    findings = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    if any(names for _, names in findings):
+        lines = "".join(_listed(what, names) for what, names in findings if names)
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}:{lines}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def tied_once(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state by name, each tensor under its first name only (a tied head is the embedding again)."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            own[name] = tensor
+    return own
+
+
+def _listed(what: str, names: list[str]) -> str:
+    rest = f"\n    and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"\n  {what} ({len(names)}):" + "".join(f"\n    {name}" for name in names[:SHOWN]) + rest

@@ -1,0 +1,63 @@
+"""A run's progress in the terminal: one live line, or in a log file one line now and then."""
+
+import math
+import time
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nanovlm import ComponentConfig, Tracker, hookimpl
+
+LINES = 20  # a run without a terminal prints about so many
+
+
+class Console(Tracker):
+    class Config(ComponentConfig):
+        pass
+
+    def started(self, facts: dict[str, Any]) -> None:
+        self.terminal = Terminal()
+        self.total = facts["total_steps"]
+        self.start = time.monotonic()
+        parts = f"{facts['vision_encoder']} + {facts['projector']} + {facts['language_decoder']}"
+        self.terminal.print(
+            f"[bold]{self.run.name}[/]: {parts}, {facts['parameters']:,} parameters, on {facts['device']} in {facts['precision']}"
+        )
+        self.terminal.print(f"run folder: {facts['run']}", soft_wrap=True, highlight=False)
+        self.progress = None
+        if self.terminal.is_terminal:
+            columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+            self.progress = Progress(*columns, console=self.terminal)
+            self.task = self.progress.add_task("", total=self.total, figures="")
+            self.progress.start()
+
+    def step_finished(self, metrics: dict[str, float]) -> None:
+        step = int(metrics["step"])
+        loss = metrics.get("loss", math.nan)
+        figures = f"loss {loss:.3f}  {metrics['samples_per_second']:,.0f} samples/s  {metrics['tokens_per_second']:,.0f} tokens/s"
+        if self.progress:
+            self.progress.update(self.task, completed=step, figures=figures)
+        elif step == self.total or step % max(1, self.total // LINES) == 0:
+            left = (time.monotonic() - self.start) / step * (self.total - step)
+            self.terminal.print(
+                f"step {step}/{self.total}  {figures}  {left:,.0f} s left", soft_wrap=True, highlight=False
+            )
+
+    def evaluated(self, results: dict[str, Any]) -> None:
+        if "benchmark" in results:
+            low, high = results["ci95"]
+            controls = "".join(f", {name.replace('_', ' ')} {value:.1%}" for name, value in results["controls"].items())
+            figures = f"{results['benchmark']}: accuracy {results['accuracy']:.1%} [{low:.1%}, {high:.1%}]{controls}"
+        else:
+            figures = f"validation loss {results['validation_loss']:.3f}"
+        self.terminal.print(f"step {results['step']}: {figures}", soft_wrap=True, highlight=False)
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        if self.progress:
+            self.progress.stop()
+
+
+@hookimpl
+def register_trackers(register):
+    register("console", Console)
