@@ -92,8 +92,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
     """
     results = []
     for index in segments.groups:  # (G, L)
-        grouped = [x[index].transpose(1, 2) for x in (q, k, v)]  # (G, H or K, L, d)
-        result = F.scaled_dot_product_attention(*grouped, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        queries, keys, values = (x[index].transpose(1, 2) for x in (q, k, v))  # (G, H or K, L, d)
+        grouped = q.shape[1] != k.shape[1]
+        result = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
         results.append(result.transpose(1, 2).flatten(0, 1))  # (G*L, H, d)
     return torch.cat(results)[segments.inverse]
 
@@ -130,9 +131,8 @@ class KVCache:
         if self.empty:
             return packed_attention(q, k, v, segments)
         longest = int(segments.positions.max()) + 1
-        keys, values = (
-            x[layer, :, :longest].transpose(1, 2).to(q.dtype) for x in (self.keys, self.values)
-        )  # (S, K, L, d)
+        # (S, K, L, d)
+        keys, values = (x[layer, :, :longest].transpose(1, 2).to(q.dtype) for x in (self.keys, self.values))
         # With a single query a mask costs nothing: it is (S, 1, 1, L).
         seen = torch.arange(longest, device=q.device) <= segments.positions[:, None, None, None]
         grouped = q.shape[1] != k.shape[1]
@@ -150,7 +150,7 @@ def attention(
 
 
 def rotary_table(head_dim: int, max_positions: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (P, d/2) of rotary position embedding (Su et al. 2021, arXiv 2104.09864), once for all layers."""
+    """Cosines and sines (P, d/2) of rotary positions (Su et al. 2021, arXiv 2104.09864), for all layers."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.components import Dataset, LanguageDecoder, Plugin, Split, VisionEncoder
-from nanovlm.errors import ConfigError, NanoVLMError, join
+from nanovlm.components import Benchmark, Dataset, LanguageDecoder, Plugin, Split, VisionEncoder
+from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
 from nanovlm.plugins import Registries
@@ -183,4 +183,14 @@ def open_dataset(part: Part, split: Split) -> Dataset:
     """Build a dataset; errors say where in the experiment it stands."""
     with located(part.where):
         dataset: Dataset = part.cls(part.config, split)
+        if not len(dataset):
+            raise DataError(f"{part.name} has no sample in its {split} split")
         return dataset
+
+
+def open_benchmark(part: Part) -> Benchmark:
+    """Build a dataset that can be asked and scored."""
+    dataset = open_dataset(part, "test")
+    if not isinstance(dataset, Benchmark):
+        raise DataError(f"{part.where}: {part.name} is for training only; a benchmark has prompt, answer and score")
+    return dataset

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Schema(BaseModel):
-    """Options as they stand in a YAML file: unknown keys are errors, ``true`` is not a number, every field has a docstring."""
+    """Options as they stand in a YAML file: an unknown key is an error, ``true`` is no number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
@@ -47,7 +47,7 @@ def parse(schema: type[SchemaT], options: Any, where: str) -> SchemaT:
 
 
 class ComponentConfig(Schema):
-    """The options of one component. Defaults build something sensible; ``tiny()`` builds it in milliseconds, for tests."""
+    """The options of one component. Defaults build the real thing; ``tiny()`` builds it in milliseconds, for tests."""
 
     def resolved(self) -> Self:
         """The same options with everything filled in that a checkpoint's ``config.json`` decides."""
@@ -70,7 +70,7 @@ class ComponentConfig(Schema):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pictures are handed to an encoder: resized to ``size`` x ``size`` pixels with Pillow's filter ``resample``."""
+    """How pictures reach an encoder: resized to ``size`` x ``size`` pixels with Pillow's filter ``resample``."""
 
     size: int
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
@@ -121,7 +121,7 @@ class LanguageDecoder(Component):
         raise NotImplementedError
 
     def new_cache(self, samples: int, max_tokens: int) -> Any:
-        """Room for the keys and values of ``samples`` sequences of up to ``max_tokens`` tokens; passed to ``forward``."""
+        """Room for the keys and values of ``samples`` sequences of up to ``max_tokens``; ``forward`` fills it."""
         raise NotImplementedError
 
     if TYPE_CHECKING:
@@ -168,7 +168,7 @@ Split = Literal["train", "test"]
 
 
 class Dataset:
-    """``(config, split)``: samples by index, the same ones every time. The core takes validation samples out of ``train``."""
+    """``(config, split)``: samples by index, always the same ones. The core takes its validation share of ``train``."""
 
     Config: ClassVar[type[ComponentConfig]]
 
@@ -198,7 +198,7 @@ class Benchmark(Dataset):
         return sample.turns[0].assistant
 
     def score(self, prediction: str, sample: Sample) -> float:
-        """0 to 1: how right ``prediction`` is. By default 1 if it equals the answer, letter case and full stop aside."""
+        """0 to 1: how right it is. By default 1 if it equals the answer, letter case and full stop aside."""
         return float(_plain(prediction) == _plain(self.answer(sample)))
 
 

@@ -42,12 +42,13 @@ def generate(model: VisionLanguageModel, examples: Sequence[Example], max_new_to
 
 @torch.inference_mode()
 def generate_ids(model: VisionLanguageModel, row: PackedRow, max_new_tokens: int) -> list[list[int]]:
-    """The most likely continuation of each of a row's samples, until all have stopped (ids past a stop mean nothing)."""
+    """The likeliest continuation of each of a row's samples, until all have stopped (past a stop ids mean nothing)."""
     decoder, row = model.language_decoder, row.to(model.device)
     longest = int(row.segments.positions.max()) + 1 + max_new_tokens
     if longest > decoder.max_positions:
         raise DataError(
-            f"prompt and answer take up to {longest} tokens, the decoder has max_position_embeddings={decoder.max_positions}"
+            f"prompt and answer take up to {longest} tokens, the decoder at most {decoder.max_positions}; "
+            "ask less, or lower max_new_tokens"
         )
     stop_ids = torch.tensor(sorted(model.text.stop_ids), device=model.device)
     stopped = torch.zeros(row.num_samples, dtype=torch.bool, device=model.device)

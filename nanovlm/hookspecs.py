@@ -27,7 +27,7 @@ def register_language_decoders(register: Register) -> None:
 
 @hookspec
 def register_datasets(register: Register) -> None:
-    """``register(name, cls)``: cls gives samples of pictures and conversations; as a benchmark it also scores answers."""
+    """``register(name, cls)``: cls gives pictures and conversations; a benchmark also scores answers."""
 
 
 @hookspec

@@ -20,7 +20,10 @@ class HubError(ConfigError):
     def at(self, where: str) -> str:
         """The whole message, once it is known where in the experiment the source stands."""
         override = f"{where}.{self.option}"
-        return f"{override}: {self.source!r} is no folder here, and {self.reason}.\n  Without network, point it at a folder: {override}=FOLDER"
+        return (
+            f"{override}: {self.source!r} is no folder here, and {self.reason}.\n"
+            f"  Without network, point it at a folder: {override}=FOLDER"
+        )
 
 
 def local_folder(source: str) -> Path | None:
@@ -36,7 +39,7 @@ def fetch(source: str, files: tuple[str, ...], option: str = "weights") -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise HubError(source, option, "a path with this form is no hub id either (owner/name)")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(files)))

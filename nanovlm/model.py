@@ -90,8 +90,8 @@ class VisionLanguageModel(nn.Module):
         expected = (len(pixels), grid.height * grid.width, grid.dim)
         if patches.shape != expected:
             raise CheckpointError(
-                f"vision_encoder {self.blueprint.vision_encoder.name}: gives patches {tuple(patches.shape)}, its {grid.height} x {grid.width} "
-                f"grid promises {expected}: does it add prefix tokens or drop patches?"
+                f"vision_encoder {self.blueprint.vision_encoder.name}: gives patches {tuple(patches.shape)}, "
+                f"its {grid.height} x {grid.width} grid promises {expected}: does it add prefix tokens or drop patches?"
             )
         return patches
 

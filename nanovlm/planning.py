@@ -44,7 +44,7 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Raises ConfigError for whatever cannot work: a projector that does not suit the grid, a sample longer than a row."""
+    """Raises ConfigError for whatever cannot work: a projector that the grid does not suit, a sample too long."""
     model = check_lengths(recipe)
     training, data = recipe.experiment.training, recipe.experiment.data
     freeze(model, training)
@@ -65,16 +65,14 @@ def check_lengths(recipe: Recipe) -> VisionLanguageModel:
         model = VisionLanguageModel(recipe.blueprint)
     data, row = recipe.experiment.data, recipe.experiment.training.tokens_per_row
     longest = data.max_text_tokens + data.max_images * model.num_image_tokens
-    words = f"the longest sample takes {data.max_text_tokens} text + {data.max_images} x {model.num_image_tokens} image tokens = {longest}"
+    images = f"{data.max_images} x {model.num_image_tokens}"
+    words = f"the longest sample takes {data.max_text_tokens} text + {images} image tokens = {longest}"
+    fix = "lower data.max_text_tokens or data.max_images"
     if longest > row:
-        raise ConfigError(
-            f"training.tokens_per_row={row}: {words}; raise it, or lower data.max_text_tokens or data.max_images"
-        )
+        raise ConfigError(f"training.tokens_per_row={row}: {words}; raise it, or {fix}")
     if longest > model.language_decoder.max_positions:
         limit = model.language_decoder.max_positions
-        raise ConfigError(
-            f"language_decoder: takes at most {limit} tokens, but {words}; lower data.max_text_tokens or data.max_images"
-        )
+        raise ConfigError(f"language_decoder: takes at most {limit} tokens, but {words}; {fix}")
     return model
 
 

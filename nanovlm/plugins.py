@@ -71,7 +71,9 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         name = f"{DEFAULTS}.{module.name}"
         spec = importlib.util.find_spec(name)
-        registries.add(_describe(name, "nanovlm", spec and spec.origin), partial(importlib.import_module, name))
+        registries.add(
+            _describe(name, "nanovlm", spec.origin if spec else None), partial(importlib.import_module, name)
+        )
     for entry in importlib.metadata.entry_points(group="nanovlm"):
         registries.add(_describe_entry_point(entry), entry.load)
     for file in registries.files:
@@ -118,7 +120,7 @@ def _describe_entry_point(entry: Any) -> Plugin:
         spec = importlib.util.find_spec(entry.module)
     except ImportError:  # its parent package does not import; loading it will say why
         spec = None
-    return _describe(entry.module, distribution, spec and spec.origin)
+    return _describe(entry.module, distribution, spec.origin if spec else None)
 
 
 def _version(distribution: str) -> str:

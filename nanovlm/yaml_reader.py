@@ -56,7 +56,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; a ConfigError names ``where`` and the line."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -21,9 +21,8 @@ class Console(Tracker):
         self.total = facts["total_steps"]
         self.start = time.monotonic()
         parts = f"{facts['vision_encoder']} + {facts['projector']} + {facts['language_decoder']}"
-        self.terminal.print(
-            f"[bold]{self.run.name}[/]: {parts}, {facts['parameters']:,} parameters, on {facts['device']} in {facts['precision']}"
-        )
+        where = f"on {facts['device']} in {facts['precision']}"
+        self.terminal.print(f"[bold]{self.run.name}[/]: {parts}, {facts['parameters']:,} parameters, {where}")
         self.terminal.print(f"run folder: {facts['run']}", soft_wrap=True, highlight=False)
         self.progress = None
         if self.terminal.is_terminal:
@@ -35,7 +34,8 @@ class Console(Tracker):
     def step_finished(self, metrics: dict[str, float]) -> None:
         step = int(metrics["step"])
         loss = metrics.get("loss", math.nan)
-        figures = f"loss {loss:.3f}  {metrics['samples_per_second']:,.0f} samples/s  {metrics['tokens_per_second']:,.0f} tokens/s"
+        speed = f"{metrics['samples_per_second']:,.0f} samples/s  {metrics['tokens_per_second']:,.0f} tokens/s"
+        figures = f"loss {loss:.3f}  {speed}"
         if self.progress:
             self.progress.update(self.task, completed=step, figures=figures)
         elif step == self.total or step % max(1, self.total // LINES) == 0:

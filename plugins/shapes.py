@@ -1,4 +1,4 @@
-"""Questions about coloured shapes, drawn on the spot: a first dataset that needs no download, and can be learnt in minutes.
+"""Questions about coloured shapes, drawn on the spot: no download, and learnt in minutes.
 
 Every picture shows one to four shapes, no two of one kind or colour, each in a quarter of its own. A question asks for
 a colour, a kind, a place or a number; each has four answers, equally likely, so that guessing gets a quarter right.

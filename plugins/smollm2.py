@@ -5,7 +5,6 @@ Source: Touvron et al. 2023, arXiv 2302.13971 (Llama); Allal et al. 2025, arXiv 
 
 from typing import Annotated, Any, Self
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -43,14 +42,22 @@ class SmolLM2(LanguageDecoder):
         @classmethod
         def tiny(cls) -> Self:
             return cls(
-                vocab_size=257, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                vocab_size=257,
+                hidden_size=24,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
                 max_position_embeddings=512,
-            )  # fmt: skip
+            )
 
         def resolved(self) -> Self:
             if self.weights == "random":
                 return self
             return self.fill_in(architecture(self.weights))
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -154,7 +161,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def architecture(weights: str) -> dict[str, Any]:
-    """The options that a checkpoint's ``config.json`` decides; CheckpointError for what this decoder cannot represent."""
+    """The options that a checkpoint's ``config.json`` decides; CheckpointError if this decoder cannot represent it."""
     text_options = TextConfig.model_fields
     defaults = {key: field.default for key, field in SmolLM2.Config.model_fields.items() if key not in text_options}
     if weights == KNOWN:

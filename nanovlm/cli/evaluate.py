@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nanovlm.blueprint import Part, open_dataset
+from nanovlm.blueprint import Part, open_benchmark
 from nanovlm.cli.options import AsJson, Device, Overrides, PluginFiles
 from nanovlm.evaluation.evaluator import Questions
 from nanovlm.experiment import Named, load_experiment, override
@@ -32,7 +32,7 @@ def command(
     registries = load_plugins(plugin or ())
     folder = model_folder(model)
     part = choose_benchmark(registries, folder, benchmark, options or [])
-    questions = Questions(part.name, open_dataset(part, "test"), limit)  # type: ignore[arg-type]
+    questions = Questions(part.name, open_benchmark(part), limit)
     loaded = VisionLanguageModel.from_pretrained(folder, registries, str(choose_device(device)))
     evaluation = questions.evaluate(loaded, controls)
     if output:

@@ -32,7 +32,8 @@ def report(summary: dict, image: str) -> str:  # type: ignore[type-arg]
     """What the run came to, where everything is, and what to try next."""
     run = summary["run"]
     lines = [
-        f"\n{summary['samples']:,} samples in {summary['steps']:,} steps, {summary['samples_per_second']:,.0f} samples/s, "
+        f"\n{summary['samples']:,} samples in {summary['steps']:,} steps, "
+        f"{summary['samples_per_second']:,.0f} samples/s, "
         f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['wall_seconds']:,.0f} s in all, "
         f"peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]

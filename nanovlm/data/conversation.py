@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanovlm.components import TextConfig, Tokenizer, Turn
 from nanovlm.errors import ConfigError, SkipSample
@@ -57,8 +58,8 @@ class TextFormat:
         ends = [piece.text for piece in self._render([Turn("a", "b")], 0) if piece.ends_turn]
         if not ends:
             raise ConfigError(
-                f"template {template!r}: no special token follows the assistant's words, so a model could not learn to stop; "
-                "write {{ eos_token }} behind them"
+                f"template {template!r}: no special token follows the assistant's words, so a model could not "
+                "learn to stop; write {{ eos_token }} behind them"
             )
         eos = {tokenizer.convert_tokens_to_ids(tokenizer.eos_token)} if tokenizer.eos_token else set()
         self.stop_ids = frozenset({self.special_ids[ends[0]]} | eos)
@@ -176,7 +177,7 @@ def _read_template(tokenizer: Tokenizer, template: str) -> str:
     if template == "tokenizer":
         if not tokenizer.chat_template:
             raise ConfigError(
-                "template 'tokenizer': the tokenizer has no chat template of its own; use question_answer or a Jinja file"
+                "template 'tokenizer': the tokenizer has no chat template; use question_answer or a Jinja file"
             )
         return tokenizer.chat_template
     file = Path(template)
@@ -205,7 +206,7 @@ def _load_tokenizer(config: TextConfig, folder: Path | None) -> Tokenizer:
 
     folder = folder or fetch(config.tokenizer_source, TOKENIZER, option="tokenizer" if config.tokenizer else "weights")
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder} holds no tokenizer that transformers can load: {error}") from None
     return tokenizer
@@ -221,5 +222,5 @@ def byte_tokenizer() -> Tokenizer:
     backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer: Tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
     return tokenizer

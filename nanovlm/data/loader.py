@@ -53,14 +53,13 @@ class Mixture:
         self.train: list[Tensor] = []  # for each dataset, the indices that are trained on
         self.held_out: list[tuple[int, int]] = []  # (dataset, index)
         for d, dataset in enumerate(datasets):
-            if not len(dataset):
-                raise DataError(f"data.train.{d}: the dataset is empty")
             held = [is_held_out(dataset.id(i), data.validation.share, data.seed) for i in range(len(dataset))]
             self.train.append(torch.tensor([i for i, out in enumerate(held) if not out], dtype=torch.int64))
             self.held_out += [(d, i) for i, out in enumerate(held) if out]
             if not len(self.train[-1]):
                 raise DataError(
-                    f"data.train.{d}: all of its {len(dataset)} samples are held out for validation; lower data.validation.share"
+                    f"data.train.{d}: all of its {len(dataset)} samples are held out for validation; "
+                    "lower data.validation.share"
                 )
         limit = data.validation.limit
         if limit and len(self.held_out) > limit:  # not the first ones: they may all be of one kind
@@ -211,7 +210,7 @@ def load(
 ) -> Iterator[Step]:
     """The steps in order, prepared ahead by ``workers`` processes (0: in this one, when asked for)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of its own would not survive the fork
-    loader = DataLoader(
+    loader: DataLoader[Step] = DataLoader(
         _Portable(steps, plugin_files),  # type: ignore[arg-type]
         batch_size=None,
         sampler=range(len(steps)),

@@ -18,19 +18,21 @@ TEXT_LINES = 5
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#1f2328"
 
 
-def draw_gallery(samples: Sequence[Sample], items: Sequence[Item], file: Path) -> None:
+def draw_gallery(samples: Sequence[Sample | Item], items: Sequence[Item], file: Path) -> None:
     """Write a PNG of the first items that have a picture."""
-    shown = [(sample, item) for sample, item in zip(samples, items, strict=True) if sample.images and not item.skipped][
-        : COLUMNS * ROWS
-    ]
+    shown = [
+        (sample.images[0], item)
+        for sample, item in zip(samples, items, strict=True)
+        if isinstance(sample, Sample) and sample.images and not item.skipped
+    ][: COLUMNS * ROWS]
     height = PICTURE + TEXT_LINES * LINE + 2 * MARGIN
     rows = max(1, -(-len(shown) // COLUMNS))
     canvas = Image.new("RGB", (COLUMNS * WIDTH, rows * height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=15)
-    for place, (sample, item) in enumerate(shown):
+    for place, (image, item) in enumerate(shown):
         x, y = place % COLUMNS * WIDTH + MARGIN, place // COLUMNS * height + MARGIN
-        picture = open_image(sample.images[0])
+        picture = open_image(image)
         scale = min((WIDTH - 2 * MARGIN) / picture.width, (PICTURE - MARGIN) / picture.height)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         canvas.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC), (x, y))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nanovlm.blueprint import Recipe, open_dataset
+from nanovlm.blueprint import Recipe, open_benchmark, open_dataset
 from nanovlm.data.loader import HeldOut, Mixture, Packing, Preparation, Steps
 from nanovlm.evaluation.evaluator import Questions
 from nanovlm.experiment import Experiment
@@ -61,7 +61,7 @@ def open_benchmarks(recipe: Recipe) -> list[Questions]:
     for part, choice in zip(recipe.benchmarks, recipe.experiment.benchmarks, strict=True):
         seen[part.name] += 1
         name = part.name if seen[part.name] == 1 else f"{part.name}-{seen[part.name]}"
-        questions.append(Questions(name, open_dataset(part, "test"), choice.limit))
+        questions.append(Questions(name, open_benchmark(part), choice.limit))
     return questions
 
 

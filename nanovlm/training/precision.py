@@ -1,4 +1,4 @@
-"""Which device, and in which precision: bf16 where the hardware has it, fp16 with a scaler on older GPUs, fp32 on CPU."""
+"""Which device and precision: bf16 where the hardware has it, fp16 with a scaler on older GPUs, fp32 on CPU."""
 
 from contextlib import AbstractContextManager
 
