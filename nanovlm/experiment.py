@@ -96,7 +96,7 @@ class Training(Schema):
     """Budget in optimizer steps. Exactly one budget is set."""
     samples: Natural = 0
     """Budget in samples."""
-    epochs: Annotated[float, Field(ge=0)] = 0
+    epochs: Annotated[float, Field(ge=0)] = 0.0
     """Budget in passes over the training data."""
     samples_per_step: Positive = 256
     tokens_per_row: Positive = 8192

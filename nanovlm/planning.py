@@ -116,5 +116,5 @@ def _downloads(recipe: Recipe) -> list[str]:
         for part in recipe.parts
         for option in ("weights", "tokenizer", "source")
     ]
-    here = ("", "random", "bytes")
+    here = ("", "random", "bytes", "tiny")
     return [f"{where}: {source}" for where, source in named if source not in here and local_folder(source) is None]

@@ -132,6 +132,10 @@ def architecture(weights: str) -> dict[str, int | float]:
         raise CheckpointError(
             f"{folder} holds a model of type {config.get('model_type')!r}, not a SigLIP; hf_vision reads other encoders"
         )
+    if (act := vision.get("hidden_act", "gelu_pytorch_tanh")) != "gelu_pytorch_tanh":
+        raise CheckpointError(
+            f"{folder}: this encoder cannot represent hidden_act={act!r}; hf_vision reads other encoders"
+        )
     defaults = {
         key: field.default for key, field in Siglip.Config.model_fields.items() if key not in ("weights", "resample")
     }
@@ -140,8 +144,8 @@ def architecture(weights: str) -> dict[str, int | float]:
     }  # what a config leaves out is the base size
 
 
-# What a checkpoint of the whole SigLIP has besides the tower: the text tower and the pooling head.
-IGNORED = ("text_model.", "logit_", "vision_model.head.", "vision_model.embeddings.position_ids")
+# What a checkpoint has besides the patches: the text tower and the pooling head (a tower's own file has no prefix).
+IGNORED = ("text_model.", "logit_", "vision_model.head.", "head.", "vision_model.embeddings.position_ids")
 RENAMED = (
     ("vision_model.", ""),
     ("embeddings.position_embedding.weight", "position_embedding"),

@@ -16,7 +16,6 @@ from nanovlm.weights import load_weights, read_json, read_tensors
 
 KNOWN = "HuggingFaceTB/SmolLM2-135M"  # its architecture is the defaults below, so planning it needs no network
 Positive = Annotated[int, Field(ge=1)]
-INITIAL_STD = 0.02
 
 
 class SmolLM2(LanguageDecoder):
@@ -77,7 +76,14 @@ class SmolLM2(LanguageDecoder):
         cos, sin = rotary_table(config.hidden_size // heads, config.max_position_embeddings, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.apply(initialise)
+        self.apply(self.initialise)
+
+    def initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.dim**-0.5)  # 1/24 at width 576, as SmolLM2 was trained from
+        if isinstance(module, Block):  # what is added to the residual stream starts small (GPT-2)
+            for linear in (module.attention.output, module.mlp.down):
+                nn.init.normal_(linear.weight, std=(2 * self.dim * self.config.num_hidden_layers) ** -0.5)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(token_ids)
@@ -155,11 +161,6 @@ class MLP(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIAL_STD)
-
-
 def architecture(weights: str) -> dict[str, Any]:
     """The options that a checkpoint's ``config.json`` decides; CheckpointError if this decoder cannot represent it."""
     text_options = TextConfig.model_fields
@@ -172,7 +173,7 @@ def architecture(weights: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} holds a model of type {config.get('model_type')!r}, not of the Llama architecture"
         )
-    rope: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}  # transformers 5, or 4
+    rope: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 4, or 5
     refused = [f"{key}={config[key]!r}" for key in ("attention_bias", "mlp_bias") if config.get(key)]
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
         refused.append(f"rope_type={kind!r}")

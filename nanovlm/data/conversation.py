@@ -55,7 +55,7 @@ class TextFormat:
         specials = sorted(tokenizer.all_special_ids, key=lambda i: -len(tokenizer.decode([i])))
         self.special_ids = {tokenizer.decode([i]): i for i in specials}
         self._specials = re.compile(f"({'|'.join(map(re.escape, self.special_ids))})" if self.special_ids else "(?!)")
-        ends = [piece.text for piece in self._render([Turn("a", "b")], 0) if piece.ends_turn]
+        ends = [piece.text for piece in self._render([Turn("a", "b")], 0, marked=False) if piece.ends_turn]
         if not ends:
             raise ConfigError(
                 f"template {template!r}: no special token follows the assistant's words, so a model could not "
@@ -70,10 +70,11 @@ class TextFormat:
         policy: ``first`` turn, the leading turns that ``fit`` into ``limit`` tokens, or ``all`` (see experiment.Data).
         Raises SkipSample for a conversation without an answer, or one too long.
         """
+        marked = _is_marked(turns, num_images)
         turns = turns[:1] if policy == "first" else turns
         if not turns:
             raise SkipSample("no turn")
-        tokens, ends = self._tokenize(self._render(turns, num_images))
+        tokens, ends = self._tokenize(self._render(turns, num_images, marked))
         kept = [end for end in ends if not limit or end <= limit] if policy == "fit" else ends
         if not kept or (limit and kept[-1] > limit):
             raise SkipSample("too long")
@@ -84,7 +85,8 @@ class TextFormat:
 
     def prompt(self, user: str, num_images: int) -> Tokens:
         """What stands before the assistant's words when the model is asked ``user``: a prefix of the conversation."""
-        pieces = self._render([Turn(user, "")], num_images)
+        turns = [Turn(user, "")]
+        pieces = self._render(turns, num_images, _is_marked(turns, num_images))
         before = next(i for i, piece in enumerate(pieces) if piece.supervised)
         return self._tokenize(pieces[:before])[0]
 
@@ -93,7 +95,7 @@ class TextFormat:
         kept = next((ids[:i] for i, token in enumerate(ids) if token in self.stop_ids), ids)
         return self.tokenizer.decode(list(kept), skip_special_tokens=True).strip()
 
-    def _render(self, turns: Sequence[Turn], num_images: int) -> list[Piece]:
+    def _render(self, turns: Sequence[Turn], num_images: int, marked: bool) -> list[Piece]:
         """The conversation in pieces; neighbouring plain text of one kind is one piece, and tokenised together."""
         words = [text for turn in turns for text in (turn.user, turn.assistant)]
         roles = ("user", "assistant")
@@ -104,10 +106,7 @@ class TextFormat:
             raise ConfigError(
                 "the template leaves out or reorders messages, so what the assistant says cannot be found"
             )
-        marks = sum(turn.user.count(IMAGE_MARK) for turn in turns)
-        if num_images and marks and marks != num_images:
-            raise SkipSample("picture marks and pictures differ in number")
-        pieces = [Piece("", image=True)] * (0 if marks else num_images)
+        pieces = [Piece("", image=True)] * (0 if marked else num_images)
         for i, content in enumerate(words):
             is_answer = roles[i % 2] == "assistant"
             opening, answer_follows = parts[2 * i], is_answer
@@ -115,7 +114,7 @@ class TextFormat:
                 stripped = opening.rstrip(" ")
                 opening, content = stripped, opening[len(stripped) :] + content
             pieces += self._template_pieces(opening, after_answer=i > 0 and not is_answer)
-            pieces += [Piece(content, True)] if is_answer else _user_pieces(content, bool(num_images))
+            pieces += [Piece(content, True)] if is_answer else _user_pieces(content, marked)
         pieces += self._template_pieces(parts[-1], after_answer=True)
         return list(_joined(pieces))
 
@@ -148,8 +147,16 @@ class TextFormat:
         return ids
 
 
-def _user_pieces(text: str, has_images: bool) -> Iterator[Piece]:
-    for i, part in enumerate(text.split(IMAGE_MARK) if has_images else [text]):
+def _is_marked(turns: Sequence[Turn], num_images: int) -> bool:
+    """Whether marks say where the pictures stand. Counted over the whole conversation, before any turn is left out."""
+    marks = sum(turn.user.count(IMAGE_MARK) for turn in turns)
+    if num_images and marks not in (0, num_images):
+        raise SkipSample("picture marks and pictures differ in number")
+    return num_images > 0 and marks > 0
+
+
+def _user_pieces(text: str, marked: bool) -> Iterator[Piece]:
+    for i, part in enumerate(text.split(IMAGE_MARK) if marked else [text]):
         if i:
             yield Piece("", image=True)
         yield Piece(part)

@@ -44,7 +44,7 @@ def open_image(source: ImageSource) -> Image.Image:
         raise SkipSample("picture not found") from None
     except Image.DecompressionBombError:
         raise SkipSample("picture too large") from None
-    except (OSError, ValueError, SyntaxError, EOFError):  # what Pillow raises for broken files, by format
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError):  # what Pillow raises for broken files, by format
         raise SkipSample("undecodable picture") from None
 
 

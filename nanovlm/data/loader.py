@@ -61,6 +61,11 @@ class Mixture:
                     f"data.train.{d}: all of its {len(dataset)} samples are held out for validation; "
                     "lower data.validation.share"
                 )
+            if not round(weights[d] * len(self.train[-1])):
+                raise DataError(
+                    f"data.train.{d}.weight={weights[d]} of {len(self.train[-1])} samples is not one; raise it, "
+                    "or leave the dataset out"
+                )
         limit = data.validation.limit
         if limit and len(self.held_out) > limit:  # not the first ones: they may all be of one kind
             chosen = torch.randperm(len(self.held_out), generator=generator(data.seed, "validation"))[:limit]

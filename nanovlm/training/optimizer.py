@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.blueprint import ROLES
+from nanovlm.errors import ConfigError
 from nanovlm.experiment import Training
 from nanovlm.model import VisionLanguageModel
 from nanovlm.training.precision import Precision
@@ -29,6 +30,8 @@ class Optimizer:
             parameters = list(module.parameters())
             if peak > 0 and parameters:
                 groups.append({"params": parameters, "role": role, "peak": peak})
+        if not groups:
+            raise ConfigError("training.learning_rate: every component is frozen, so there is nothing to train")
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         betas = (config.betas[0], config.betas[1])
         self.adamw = torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay, fused=True)
