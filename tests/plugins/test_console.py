@@ -1,0 +1,64 @@
+import io
+
+import pytest
+from nanovlm_plugins import console
+from rich.console import Console as Terminal
+
+from nanovlm.training.run import Run
+
+FACTS = {
+    "run": "runs/tiny/now",
+    "total_steps": 100,
+    "parameters": 1234,
+    "vision_encoder": "siglip",
+    "projector": "pixel_shuffle",
+    "language_decoder": "smollm2",
+    "device": "cpu",
+    "precision": "fp32",
+}
+METRICS = {"loss": 1.25, "samples_per_second": 10.4, "tokens_per_second": 2000.0}
+
+
+@pytest.fixture(params=[False, True], ids=["log file", "terminal"])
+def watched(request, registries, tmp_path, monkeypatch):
+    """A console tracker, and what it has printed so far."""
+    screen = io.StringIO()
+    terminal = Terminal(file=screen, force_terminal=request.param, width=100, color_system=None)
+    monkeypatch.setattr(console, "Terminal", lambda: terminal)
+    tracker = registries.trackers.find("console").cls
+    return tracker(tracker.Config(), Run(tmp_path, "tiny")), screen.getvalue
+
+
+def test_a_run_is_told_from_start_to_end(watched):
+    tracker, printed = watched
+    tracker.started(FACTS)
+    assert "tiny: siglip + pixel_shuffle + smollm2, 1,234 parameters, on cpu in fp32" in printed()
+    assert "run folder: runs/tiny/now" in printed()
+    for step in range(1, 101):
+        tracker.step_finished({"step": step, **METRICS})
+    tracker.evaluated({"step": 100, "validation_loss": 0.5})
+    result = {"benchmark": "shapes", "accuracy": 0.75, "ci95": [0.5, 0.9], "controls": {"no_image": 0.25}}
+    tracker.evaluated({"step": 100, **result})
+    tracker.finished({})
+    assert "loss 1.250  10 samples/s  2,000 tokens/s" in printed()
+    assert "step 100: validation loss 0.500" in printed()
+    assert "step 100: shapes: accuracy 75.0% [50.0%, 90.0%], no image 25.0%" in printed()
+
+
+@pytest.mark.parametrize("watched", [False], ids=["log file"], indirect=True)
+def test_a_log_file_gets_some_lines_only(watched):
+    tracker, printed = watched
+    tracker.started(FACTS)
+    for step in range(1, 101):
+        tracker.step_finished({"step": step, **METRICS})
+    lines = [line for line in printed().splitlines() if line.startswith("step ")]
+    assert len(lines) == 20
+    assert lines[-1].startswith("step 100/100  loss 1.250")
+
+
+def test_a_step_without_a_loss_does_no_harm(watched):
+    tracker, printed = watched
+    tracker.started(FACTS)
+    tracker.step_finished({"step": 100, "samples_per_second": 1.0, "tokens_per_second": 1.0})
+    tracker.finished({})
+    assert "loss nan" in printed()

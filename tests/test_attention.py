@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from nanovlm.attention import GROUP_MIN_LENGTH, GROUP_WASTE, KVCache, Segments, attention, rotary_table, rotate
+
+HEADS = [(4, 4), (4, 2), (6, 1), (9, 3)]  # of queries, of keys and values
+
+
+def random_lengths(seed: int) -> list[int]:
+    """One to twelve samples: some of one token, most short, a few long."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    longest = (1, 4, 20, 70)
+    return [draw(1, longest[draw(0, 3)]) for _ in range(draw(1, 12))]
+
+
+LENGTHS = [[1], [1, 1, 1], [40], [3, 1, 64, 1, 63, 2], *map(random_lengths, range(20))]
+
+
+def random_qkv(tokens: int, heads: int, kv_heads: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = [(tokens, heads, 8), (tokens, kv_heads, 8), (tokens, kv_heads, 8)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """The slow way: one T x T mask over all samples, and a softmax."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    sample = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    seen = (sample[:, None] == sample) & torch.ones(len(q), len(q), dtype=torch.bool).tril()
+    scores = torch.einsum("thd,shd->hts", q, k) * q.shape[-1] ** -0.5
+    return torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(dim=-1), v)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_packed_attention_and_its_gradient_equal_a_block_mask(lengths, heads):
+    qkv = random_qkv(sum(lengths), *heads)
+    weights = torch.randn(sum(lengths), heads[0], 8, dtype=torch.float64)
+    packed, plain = attention(*qkv, Segments.of(lengths)), plain_attention(*qkv, lengths)
+    torch.testing.assert_close(packed, plain, rtol=1e-9, atol=1e-11)
+    for mine, reference in zip(*(torch.autograd.grad((x * weights).sum(), qkv) for x in (packed, plain)), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_every_token_stands_in_exactly_one_place(lengths):
+    segments = Segments.of(lengths)
+    places = torch.cat([group.flatten() for group in segments.groups])
+    assert places[segments.inverse].equal(torch.arange(sum(lengths)))
+    assert len(segments.inverse.unique()) == sum(lengths)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_positions_restart_with_each_sample(lengths):
+    segments = Segments.of(lengths)
+    assert segments.positions.tolist() == [position for length in lengths for position in range(length)]
+    assert segments.sample_ids.tolist() == [s for s, length in enumerate(lengths) for _ in range(length)]
+    assert segments.cu_seqlens.tolist() == [sum(lengths[:s]) for s in range(len(lengths) + 1)]
+    assert segments.last.tolist() == [sum(lengths[: s + 1]) - 1 for s in range(len(lengths))]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_a_group_is_padded_on_the_right_by_its_own_samples_and_not_by_much(lengths):
+    segments = Segments.of(lengths)
+    for group in segments.groups:
+        for row in group:
+            sample = int(segments.sample_ids[row[0]])
+            assert segments.positions[row].tolist() == [min(i, lengths[sample] - 1) for i in range(len(row))]
+            assert segments.sample_ids[row].unique().tolist() == [sample]
+            enough = group.shape[1] * (1 - GROUP_WASTE)
+            assert lengths[sample] >= enough or group.shape[1] <= GROUP_MIN_LENGTH
+
+
+def test_no_mask_is_ever_made(monkeypatch):
+    seen = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **options: seen.append(options) or plain(*args, **options),
+    )
+    attention(*random_qkv(60, 4, 2), Segments.of([30, 1, 29]))
+    assert seen
+    assert all(options["is_causal"] and options.get("attn_mask") is None for options in seen)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_cached_attention_equals_attention_to_all_that_came_before(heads):
+    prompts, more = [5, 1, 17, 2], 4
+    ends = [length + more for length in prompts]
+    q, k, v = random_qkv(sum(ends), *heads)
+    whole = [sequence.split(ends) for sequence in (q, k, v)]  # for each of q, k, v: one tensor a sample
+    reference = plain_attention(q, k, v, ends).split(ends)
+    cache = KVCache(1, len(prompts), max(ends), heads[1], 8, like=k.detach())
+    segments = Segments.of(prompts)
+    for step in range(more + 1):
+        taken = [slice(0, n) if step == 0 else slice(n + step - 1, n + step) for n in prompts]
+        now = [torch.cat([part[s] for part, s in zip(parts, taken, strict=True)]) for parts in whole]
+        expected = torch.cat([part[s] for part, s in zip(reference, taken, strict=True)])
+        torch.testing.assert_close(attention(*now, segments, cache), expected, rtol=1e-9, atol=1e-11)
+        cache.advance(segments)
+        segments = cache.next()
+    assert cache.lengths.tolist() == ends
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 100_000.0])
+def test_rotary_positions_equal_transformers(theta):
+    config = LlamaConfig(
+        hidden_size=48, num_attention_heads=3, rope_parameters={"rope_theta": theta, "rope_type": "default"}
+    )
+    q, k, _ = random_qkv(40, 3, 3, torch.float32)
+    positions = torch.cat([torch.arange(25), torch.arange(15)])
+    q, k = torch.cat((q, q), dim=-1), torch.cat((k, k), dim=-1)  # (T, H, 16)
+    tables = LlamaRotaryEmbedding(config)(q, positions[None])
+    expected = apply_rotary_pos_emb(q.transpose(0, 1)[None], k.transpose(0, 1)[None], *tables)
+    cos, sin = (table[positions, None] for table in rotary_table(16, 64, theta))
+    for mine, reference in zip((q, k), expected, strict=True):
+        torch.testing.assert_close(rotate(mine, cos, sin), reference[0].transpose(0, 1), rtol=1e-5, atol=1e-5)

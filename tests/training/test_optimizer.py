@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+from tiny import tiny_experiment, tiny_model
+
+from nanovlm import ConfigError
+from nanovlm.training.optimizer import Optimizer, schedule
+from nanovlm.training.precision import Precision
+
+FROZEN = {role: f"training.learning_rate.{role}=0" for role in ("vision_encoder", "projector", "language_decoder")}
+
+
+def optimizer_of(model, *overrides: str, total_steps: int = 10) -> Optimizer:
+    config = tiny_experiment(*overrides).training
+    return Optimizer(model, config, total_steps, Precision("fp32", torch.device("cpu")))
+
+
+def give_gradients(model, scale: float) -> float:
+    """Random gradients; their norm over all parameters."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+    return norm_of(model)
+
+
+def norm_of(model) -> float:
+    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+
+
+@pytest.mark.parametrize(
+    ("step", "share"), [(0, 0.1), (1, 0.2), (9, 1.0), (10, 1.0), (54, 0.60706), (55, 0.59294), (98, 0.20025), (99, 0.2)]
+)
+def test_the_learning_rate_rises_on_a_line_and_falls_on_a_cosine(step, share):
+    assert schedule(step, 100, warmup=0.1, final=0.2) == pytest.approx(share, abs=1e-5)
+
+
+def test_the_schedule_goes_up_then_down():
+    shares = [schedule(step, 50, warmup=0.2, final=0.0) for step in range(50)]
+    assert shares[:10] == sorted(shares[:10])
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[-1] == pytest.approx(0)
+    assert max(shares) == 1
+    assert min(shares[:-1]) > 0
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 1.0), (2, 0.5), (10, 1.0)])
+def test_the_peak_is_reached_in_the_shortest_of_runs(steps, warmup):
+    assert max(schedule(step, steps, warmup, final=0.1) for step in range(steps)) == 1
+
+
+def test_each_component_has_its_own_peak():
+    rates = {"projector": 0.3, "vision_encoder": 0.2, "language_decoder": 0.1}
+    overrides = [f"training.learning_rate.{role}={rate}" for role, rate in rates.items()]
+    optimizer = optimizer_of(tiny_model(), *overrides, "training.warmup=0.2")
+    assert optimizer.learning_rates == {role: rate / 2 for role, rate in rates.items()}
+    optimizer.advance()
+    assert optimizer.learning_rates == rates
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (1e9, None), (0.0, None)])
+def test_the_gradient_is_clipped_to_its_norm(limit, expected, monkeypatch):
+    model = tiny_model()
+    optimizer = optimizer_of(model, f"training.max_grad_norm={limit}")
+    seen = []
+    monkeypatch.setattr(optimizer.adamw, "step", lambda: seen.append(norm_of(model)))
+    before = give_gradients(model, 0.1)
+    assert float(optimizer.step()) == pytest.approx(before, rel=1e-5)  # what is reported is the norm before clipping
+    assert seen == [pytest.approx(expected or before, rel=1e-4)]
+
+
+def test_updates_are_adamws():
+    overrides = (
+        "training.weight_decay=0.3",
+        "training.betas=[0.7, 0.9]",
+        "training.max_grad_norm=0",
+        "training.warmup=0",
+    )
+    model, plain = tiny_model(), tiny_model()
+    optimizer = optimizer_of(model, *overrides)
+    reference = torch.optim.AdamW(plain.parameters(), betas=(0.7, 0.9), weight_decay=0.3, fused=False, foreach=False)
+    for step in range(4):
+        for group in reference.param_groups:
+            group["lr"] = 2e-3 * schedule(step, 10, 0.0, 0.1)
+        give_gradients(model, 10.0**-step)
+        give_gradients(plain, 10.0**-step)
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_are_gone_after_a_step():
+    model = tiny_model()
+    optimizer = optimizer_of(model)
+    give_gradients(model, 1.0)
+    optimizer.step()
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("role", FROZEN)
+def test_a_learning_rate_of_zero_asks_for_no_gradient(role):
+    model = tiny_model()
+    optimizer = optimizer_of(model, FROZEN[role])
+    assert {name for name in FROZEN if not any(p.requires_grad for p in getattr(model, name).parameters())} == {role}
+    assert role not in optimizer.learning_rates
+
+
+def test_a_component_is_thawed_for_a_new_optimizer():
+    model = tiny_model()
+    optimizer_of(model, FROZEN["projector"])
+    optimizer_of(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_run_in_which_everything_is_frozen_is_refused():
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: .*nothing to train"):
+        optimizer_of(tiny_model(), *FROZEN.values())
