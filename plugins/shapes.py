@@ -85,7 +85,7 @@ def draw(rng: random.Random, shapes: Arrangement, size: int) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     half = size // 2
     for quarter, kind, colour in shapes:
-        side = rng.randint(half * 5 // 8, half * 7 // 8)
+        side = rng.randint(half * 3 // 4, half * 7 // 8)
         x = quarter % 2 * half + rng.randint(0, half - side)
         y = quarter // 2 * half + rng.randint(0, half - side)
         draw_shape(canvas, kind, COLOURS[colour], (x, y, x + side - 1, y + side - 1))

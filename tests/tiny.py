@@ -34,6 +34,10 @@ SIZES = (
     "training.steps=3",
     "training.samples_per_step=8",
     "training.tokens_per_row=1024",
+    "training.learning_rate.projector=2e-3",
+    "training.learning_rate.vision_encoder=2e-3",
+    "training.learning_rate.language_decoder=2e-3",
+    "training.betas=[0.9, 0.999]",
     "device=cpu",
     "trackers=[]",
 )

@@ -42,7 +42,10 @@ class Run:
             chosen = Path(folder)
             if chosen.is_dir() and any(chosen.iterdir()):
                 raise ConfigError(f"--run-dir {chosen}: the folder is not empty; name a new one, or remove it")
-            chosen.mkdir(parents=True, exist_ok=True)
+            try:
+                chosen.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--run-dir {chosen}: no folder can be made there: {error.strerror}") from None
         else:
             chosen = _new_folder(Path("runs", name), f"{time.strftime('%Y%m%d-%H%M%S')}-s{recipe.experiment.seed}")
         run = cls(chosen, name)
