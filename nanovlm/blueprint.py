@@ -27,9 +27,10 @@ class Part:
     plugin: Plugin
 
     @classmethod
-    def of(cls, registry: Registry, where: str, name: str, options: dict[str, Any]) -> Part:
+    def of(cls, registry: Registry, where: str, name: str, options: dict[str, Any], also: Iterable[str] = ()) -> Part:
+        """``also`` are the keys that an experiment understands here beside the component's own options."""
         entry = registry.find(name, where)
-        return cls(where, name, entry.cls, registry.configure(name, options, where), entry.plugin)
+        return cls(where, name, entry.cls, registry.configure(name, options, where, also), entry.plugin)
 
     def resolved(self) -> Part:
         """The same with what a checkpoint's ``config.json`` decides; errors say where in the experiment."""
@@ -54,7 +55,7 @@ class located:  # noqa: N801 - reads as a word: with located("projector"):
         if isinstance(error, HubError):
             raise ConfigError(error.at(self.where)) from None
         if isinstance(error, NanoVLMError):
-            raise type(error)(f"{self.where}: {error}") from None
+            error.args = (f"{self.where}: {error}",)  # the error itself goes on, whatever its class is built from
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Recipe:
             found = []
             for i, choice in enumerate(choices):
                 with problems:
-                    found.append(Part.of(registry, f"{path}.{i}", choice.name, choice.options).resolved())
+                    also = type(choice).model_fields.keys() - {"name"}
+                    found.append(Part.of(registry, f"{path}.{i}", choice.name, choice.options, also).resolved())
             return tuple(found)
 
         with collected() as problems:

@@ -6,7 +6,8 @@ traceback and exits with status 2; anything else that is raised is a bug in nano
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -41,7 +42,7 @@ class SkipSample(Exception):
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Name what was not understood, what was probably meant, and what would be understood."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {what} {name!r}.{hint}\n  Known here: {', '.join(known) or 'nothing'}"
@@ -50,39 +51,88 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 def join(problems: Iterable[str]) -> str:
     """Several problems as one message, so that nobody has to fix them one run at a time."""
     problems = list(problems)
-    return problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join(problem if problem.startswith("- ") else f"- {problem}" for problem in problems)  # joined before
 
 
-def explain(error: ValidationError, schema: type[BaseModel], where: str) -> str:
-    """Pydantic's findings as our messages: the dotted path, what is wrong, the value, and what the option is for."""
-    return join(_explain_one(problem, schema, where) for problem in error.errors())
+def explain(error: ValidationError, schema: type[BaseModel], where: str, also: Iterable[str] = ()) -> str:
+    """Pydantic's findings as our messages: the dotted path, what is wrong, the value, and what the option is for.
+
+    ``also`` are keys that are understood at the top beside the schema's own.
+    """
+    places: dict[_Place, list[Any]] = {}  # of a union, pydantic reports each member by itself
+    for problem in error.errors():
+        places.setdefault(_place(schema, problem["loc"]), []).append(problem)
+    return join(_explain_one(place, problems, where, also) for place, problems in places.items())
 
 
-def _explain_one(problem: Any, schema: type[BaseModel], where: str) -> str:
-    *parents, key = [str(part) for part in problem["loc"]] or [""]
-    owner = _owner(schema, parents)
-    path = ".".join(part for part in (where, *parents) if part)
-    if problem["type"] == "extra_forbidden":
-        return f"{path or 'experiment'}: {unknown('option', key, owner.model_fields if owner else ())}"
-    path = ".".join(part for part in (path, key) if part) or "experiment"
-    if problem["type"] == "missing":
-        return f"{path} is missing{_doc(owner, key)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{path}: {message}"
-    return f"{path}={problem['input']!r}: {message[0].lower()}{message[1:]}{_doc(owner, key)}"
+class _Place(NamedTuple):
+    """Where a key stands, and the model that owns it."""
+
+    keys: tuple[str, ...]
+    owner: type[BaseModel] | None
 
 
-def _owner(schema: type[BaseModel], parents: list[str]) -> type[BaseModel] | None:
-    """The nested model that owns a key, found by walking the annotations along its path."""
-    owner: Any = schema
-    for part in parents:
-        field = owner.model_fields.get(part) if isinstance(owner, type) and issubclass(owner, BaseModel) else None
-        if field is not None:
-            owner = field.annotation
-        elif part.isdigit():  # an entry of a list: its model is the list's argument
-            owner = next(iter(getattr(owner, "__args__", ())), None)
-    return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
+def _place(schema: type[BaseModel], loc: Iterable[int | str]) -> _Place:
+    """Follow the annotations along pydantic's path, up to a union: what comes after names the union's members."""
+    keys: list[str] = []
+    owner: type[BaseModel] | None = None
+    annotation: Any = schema
+    for key in loc:
+        annotation = _unwrapped(annotation)
+        if get_origin(annotation) in (Union, UnionType):
+            break
+        owner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        keys.append(str(key))
+        if owner is None:  # an entry of a list or a mapping
+            annotation = next(iter(get_args(annotation)[-1:]), None)
+        else:
+            annotation = owner.model_fields[str(key)].annotation if str(key) in owner.model_fields else None
+    return _Place(tuple(keys), owner)
+
+
+def _unwrapped(annotation: Any) -> Any:
+    """Without metadata, and without the None of an optional value."""
+    if get_origin(annotation) is Annotated:
+        return _unwrapped(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not NoneType]
+        return _unwrapped(members[0]) if len(members) == 1 else annotation
+    return annotation
+
+
+def _explain_one(place: _Place, problems: list[Any], where: str, also: Iterable[str]) -> str:
+    *parents, key = place.keys or ("",)
+    kind = problems[0]["type"]
+    above = ".".join(part for part in (where, *parents) if part)
+    if kind == "extra_forbidden":
+        known = [*(place.owner.model_fields if place.owner else ()), *(() if parents else also)]
+        return f"{above or 'experiment'}: {unknown('option', key, known)}"
+    if kind == "invalid_key":
+        return f"{above or 'experiment'}: the key {key} is no word: put it in quotes"
+    path = ".".join(part for part in (above, key) if part) or "experiment"
+    if kind == "missing":
+        return f"{path} is missing{_doc(place.owner, key)}"
+    wording = " or ".join(dict.fromkeys(_wording(problem) for problem in problems))
+    if kind == "value_error":
+        return f"{path}: {wording}"
+    return f"{path}={_shown(problems[0]['input'])}: {wording}{_doc(place.owner, key)}"
+
+
+def _wording(problem: Any) -> str:
+    kind, value = problem["type"], problem["input"]
+    if kind in ("model_type", "dict_type"):
+        return "input should be a mapping of keys to values"
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"input should be a whole number, written {int(value)}"
+    message: str = problem["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    return f"{message[0].lower()}{message[1:]}" if kind != "value_error" else message
+
+
+def _shown(value: Any, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _doc(owner: type[BaseModel] | None, key: str) -> str:

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from nanovlm.components import Schema, parse
-from nanovlm.errors import ConfigError
-from nanovlm.yaml_reader import parse_yaml, read_yaml
+from nanovlm.components import Schema
+from nanovlm.errors import ConfigError, explain
+from nanovlm.yaml_reader import missing, parse_yaml, read_yaml
 
 BUDGETS = ("steps", "samples", "epochs")
 
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-LearningRate = Annotated[float, Field(ge=0)]
+LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Named(Schema):
@@ -37,7 +37,7 @@ class Named(Schema):
 
 
 class NamedDataset(Named):
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """How often an epoch passes over this dataset: 2 shows every sample twice, 0.5 half of them."""
 
 
@@ -53,9 +53,15 @@ def _spelled_out(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-ComponentChoice = Annotated[Named, BeforeValidator(_spelled_out)]
-DatasetChoice = Annotated[NamedDataset, BeforeValidator(_spelled_out)]
-BenchmarkChoice = Annotated[NamedBenchmark, BeforeValidator(_spelled_out)]
+def _choice(value: Any) -> Any:
+    if not isinstance(value, str | dict | Named):
+        raise ValueError(f"a component is its name, or a mapping with its name and options, not {value!r}")
+    return _spelled_out(value)
+
+
+ComponentChoice = Annotated[Named, BeforeValidator(_choice)]
+DatasetChoice = Annotated[NamedDataset, BeforeValidator(_choice)]
+BenchmarkChoice = Annotated[NamedBenchmark, BeforeValidator(_choice)]
 
 
 class Validation(Schema):
@@ -96,7 +102,7 @@ class Training(Schema):
     """Budget in optimizer steps. Exactly one budget is set."""
     samples: Natural = 0
     """Budget in samples."""
-    epochs: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Budget in passes over the training data."""
     samples_per_step: Positive = 256
     tokens_per_row: Positive = 8192
@@ -141,6 +147,13 @@ class Experiment(Schema):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     trackers: list[ComponentChoice] = Field(default=[Named(name="console")])
 
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        if name in ("", ".", "..") or any(separator in name for separator in "/\\\0"):
+            raise ValueError(f"a run's name is also its folder's: {name!r} cannot be one")
+        return name
+
 
 def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file with everything that it extends, and apply ``overrides`` (``dotted.key=value``).
@@ -152,10 +165,32 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     name = tree.pop("name", file.stem)  # the run's name, which is no component's: the merge rules must not see it
     pairs = [split_override(text) for text in overrides]
     _refuse_two_budgets([keys for keys, _ in pairs])
-    # A new name drops the old component's options, so names come before options whatever their order.
-    for keys, value in sorted(pairs, key=lambda pair: pair[0][-1] != "name"):
-        tree = override(tree, keys, value)
-    return parse(Experiment, {"name": name} | tree, where="")
+    for keys, value in _names_first(pairs):
+        if keys == ["name"]:
+            name = value
+        else:
+            tree = override(tree, keys, value)
+    try:
+        return Experiment.model_validate({"name": name} | tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Experiment, where="", also=("extends",))) from None
+
+
+def _names_first(pairs: Iterable[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
+    """In the order given, but a component's name before its options: a new name drops the old one's."""
+    ordered: list[tuple[list[str], Any]] = []
+    for keys, value in pairs:
+        place = len(ordered)
+        if keys[-1] == "name" or isinstance(value, str):
+            component = keys[:-1] if keys[-1] == "name" else keys
+            options = (i for i, (other, _) in enumerate(ordered) if _is_option(other, component))
+            place = next(options, place)
+        ordered.insert(place, (keys, value))
+    return ordered
+
+
+def _is_option(keys: list[str], component: list[str]) -> bool:
+    return len(keys) > len(component) > 0 and keys[: len(component)] == component and keys[-1] != "name"
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -169,14 +204,16 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise ConfigError(f"{file}: extends={base!r} must be the path of one YAML file, relative to this one")
+    if not (file.parent / base).exists():
+        raise ConfigError(f"{file}: extends={base!r}, relative to this file: {missing(file.parent / base)}")
     below = _read(file.parent / base, (*above, file.resolve()))
     below.pop("name", None)  # a run is named after its own file
     merged: dict[str, Any] = merge(below, tree)
     return merged
 
 
-def merge(base: Any, new: Any) -> Any:
-    """``new`` over ``base``: mappings merge, everything else replaces (see the rules at the top of this file)."""
+def merge(base: Any, new: Any, above: str = "") -> Any:
+    """``new`` over ``base``, both at ``above``: mappings merge, all else replaces (see the top of this file)."""
     if isinstance(base, str) and isinstance(new, dict) and "name" not in new:
         base = _spelled_out(base)  # options for a component that was given by its name alone
     elif isinstance(base, dict) and "name" in base and isinstance(new, str):
@@ -185,25 +222,35 @@ def merge(base: Any, new: Any) -> Any:
         return new
     if "name" in base and "name" in new and base["name"] != new["name"]:
         return new
-    if any(key in new for key in BUDGETS):
+    if above == "training." and any(key in new for key in BUDGETS):
         base = {key: value for key, value in base.items() if key not in BUDGETS}
-    return base | {key: merge(base[key], value) if key in base else value for key, value in new.items()}
+    return base | {k: merge(base[k], value, f"{above}{k}.") if k in base else value for k, value in new.items()}
 
 
-def override(tree: Any, keys: Sequence[str], value: Any) -> Any:
-    """``tree`` with ``value`` merged in at a dotted path; a list's entries go by index."""
+def override(tree: Any, keys: Sequence[str], value: Any, above: str = "") -> Any:
+    """``tree``, which stands at ``above``, with ``value`` merged in at a dotted path; a list's entries go by index."""
     key, *rest = keys
     if isinstance(tree, list):
-        if not (key.isdigit() and int(key) < len(tree)):
-            raise ConfigError(f"override {'.'.join(keys)}: {key!r} is no entry of this list; it has {_indices(tree)}")
-        entry = override(tree[int(key)], rest, value) if rest else merge(tree[int(key)], value)
-        return [*tree[: int(key)], entry, *tree[int(key) + 1 :]]
+        i = _index(key, tree, above, rest)
+        entry = override(tree[i], rest, value, f"{above}{key}.") if rest else merge(tree[i], value, f"{above}{key}.")
+        return [*tree[:i], entry, *tree[i + 1 :]]
     below = _spelled_out(tree).get(key) if isinstance(tree, dict | str) else None
-    return merge(tree, {key: override(below if below is not None else {}, rest, value) if rest else value})
+    if rest:
+        if below is None:
+            below = [] if rest[0].isdecimal() else {}
+        value = override(below, rest, value, f"{above}{key}.")
+    return merge(tree, {key: value}, above)
 
 
-def _indices(entries: list[Any]) -> str:
-    return f"entries 0 to {len(entries) - 1}" if entries else "no entries"
+def _index(key: str, entries: list[Any], above: str, rest: Sequence[str]) -> int:
+    if key.isdecimal() and int(key) < len(entries):
+        return int(key)
+    whole = ".".join((above + key, *rest))
+    if not entries:
+        raise ConfigError(f"override {whole}: the list has no entries; write the whole: {above[:-1]}=[...]")
+    first = ".".join((above + "0", *([key] if not key.isdecimal() else []), *rest))
+    which = f"it has entries 0 to {len(entries) - 1}, as in {first}=..."
+    raise ConfigError(f"override {whole}: {key!r} is no entry of this list; {which}")
 
 
 def split_override(text: str) -> tuple[list[str], Any]:

@@ -14,18 +14,18 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pluggy
 
 from nanovlm import hookspecs
 from nanovlm.components import Plugin
-from nanovlm.errors import PluginError
+from nanovlm.errors import PluginError, unknown
 from nanovlm.registry import Registry
 
 DEFAULTS = "nanovlm_plugins"
@@ -49,14 +49,14 @@ class Registries:
 
     def add(self, plugin: Plugin, load: Callable[[], ModuleType]) -> None:
         """Load one plugin and take in all of its components, or none and the reason."""
+        before = [(registry, list(registry.entries)) for registry in self]
         try:
-            found = list(_components(load()))
-            for hook, name, cls in found:
+            for hook, name, cls in _components(load()):
                 getattr(self, hook).register(name, cls, plugin)
-        except Exception as error:  # whatever a stranger's module raises; kept and shown, never swallowed
-            plugin = replace(plugin, error=_last_line(error))
-            for registry in self:
-                registry.entries = [entry for entry in registry.entries if entry.plugin != plugin]
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises; kept and shown, never swallowed
+            plugin = replace(plugin, error=_reason(error, plugin.path))
+            for registry, entries in before:
+                registry.entries = entries
                 registry.failed.append(plugin)
         self.plugins.append(plugin)
 
@@ -66,7 +66,7 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
 
     Raises PluginError if one of ``files`` does not load: the user asked for it in so many words.
     """
-    registries = Registries(files=tuple(str(Path(file).resolve()) for file in files))
+    registries = Registries(files=tuple(dict.fromkeys(str(Path(file).resolve()) for file in files)))
     package = importlib.import_module(DEFAULTS)
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         name = f"{DEFAULTS}.{module.name}"
@@ -74,13 +74,15 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
         registries.add(
             _describe(name, "nanovlm", spec.origin if spec else None), partial(importlib.import_module, name)
         )
-    for entry in importlib.metadata.entry_points(group="nanovlm"):
+    found = importlib.metadata.entry_points(group="nanovlm")
+    for entry in {(entry.dist, entry.value): entry for entry in found}.values():  # one module may be named twice
         registries.add(_describe_entry_point(entry), entry.load)
     for file in registries.files:
-        path = Path(file)
-        if not path.is_file():
+        if any(plugin.path == file and not plugin.error for plugin in registries.plugins):
+            continue  # a default plugin, say: a second copy would claim the same names
+        if not Path(file).is_file():
             raise PluginError(f"--plugin {file}: there is no such file")
-        registries.add(_describe(path.stem, path.stem, file), partial(_load_file, path))
+        registries.add(_describe(Path(file).stem, Path(file).stem, file), partial(_load_file, Path(file)))
         if error := registries.plugins[-1].error:
             raise PluginError(f"--plugin {file} does not load: {error}")
     return registries
@@ -90,17 +92,21 @@ def _components(module: ModuleType) -> list[tuple[str, str, type]]:
     """What one plugin registers, as (registry, name, class); a misspelt hook is an error."""
     manager = pluggy.PluginManager("nanovlm")
     manager.add_hookspecs(hookspecs)
-    manager.register(module)
+    hooks = _hooks(manager)
     try:
+        manager.register(module)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"{error}; the hooks are {', '.join(_hooks(manager))}") from None
+        if misspelt := [name for name in vars(manager.hook) if name not in hooks and not name.startswith("_")]:
+            raise PluginError(unknown("hook", misspelt[0], hooks)) from None
+        reason = str(error).splitlines()[-1]
+        raise PluginError(f"{reason}; a hook takes one argument, `register`") from None
     found: list[tuple[str, str, type]] = []
-    for hook in _hooks(manager):
+    for hook in hooks:
         kind = hook.removeprefix("register_")
         getattr(manager.hook, hook)(register=lambda name, cls, kind=kind: found.append((kind, name, cls)))
     if not found:
-        raise PluginError(f"registers nothing; a plugin implements one of {', '.join(_hooks(manager))}")
+        raise PluginError(f"registers nothing; a plugin implements, under @hookimpl, one of {', '.join(hooks)}")
     return found
 
 
@@ -109,18 +115,19 @@ def _hooks(manager: pluggy.PluginManager) -> list[str]:
 
 
 def _describe(module: str, distribution: str, origin: str | None) -> Plugin:
-    path = Path(origin or "")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    return Plugin(module, distribution, _version(distribution), str(path), digest)
+    path = origin or f"{module} (of the distribution {distribution})"
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+    return Plugin(module, distribution, _version(distribution), path, digest)
 
 
-def _describe_entry_point(entry: Any) -> Plugin:
-    distribution = entry.dist.name if entry.dist else entry.module
+def _describe_entry_point(entry: importlib.metadata.EntryPoint) -> Plugin:
+    module = entry.value.partition(":")[0].strip()
+    distribution = entry.dist.name if entry.dist else module
     try:
-        spec = importlib.util.find_spec(entry.module)
-    except ImportError:  # its parent package does not import; loading it will say why
+        spec = importlib.util.find_spec(module)
+    except (Exception, SystemExit):  # its parent package does not import; loading it will say why
         spec = None
-    return _describe(entry.module, distribution, spec.origin if spec else None)
+    return _describe(module, distribution, spec.origin if spec else None)
 
 
 def _version(distribution: str) -> str:
@@ -131,16 +138,25 @@ def _version(distribution: str) -> str:
 
 
 def _load_file(path: Path) -> ModuleType:
-    name = f"nanovlm_plugin_{path.stem}"
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # two files may have one name
+    name = f"nanovlm_plugin_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader, path
+    if not (spec and spec.loader):
+        raise PluginError("a plugin is a Python file; its name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that its classes pickle
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
-def _last_line(error: BaseException) -> str:
-    return (
-        f"{type(error).__name__}: {error}".strip().splitlines()[0] if not isinstance(error, PluginError) else str(error)
-    )
+def _reason(error: BaseException, path: str) -> str:
+    """The last line of the traceback, and the line of the plugin's own file that led there."""
+    if isinstance(error, PluginError):
+        return str(error)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{reason} (line {lines[-1]})" if lines else reason

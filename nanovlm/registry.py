@@ -1,10 +1,14 @@
 """One registry for each kind of component: from the name in an experiment file to a class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from nanovlm.components import ComponentConfig, Plugin, parse
-from nanovlm.errors import ConfigError, PluginError, unknown
+from pydantic import ValidationError
+
+from nanovlm.components import ComponentConfig, Plugin
+from nanovlm.errors import ConfigError, PluginError, explain, unknown
+
+RESERVED = {"dataset": ("name", "weight", "every", "limit")}  # keys beside a component's options that the core reads
 
 
 class Entry(NamedTuple):
@@ -27,11 +31,18 @@ class Registry:
         self.failed: list[Plugin] = []
 
     def register(self, name: str, cls: type, plugin: Plugin) -> None:
+        """Take ``cls`` in under ``name``; a PluginError where an experiment could not use it."""
+        what = f"{self.kind} {name!r}"
+        if not isinstance(name, str) or not name or ":" in name:
+            raise PluginError(f"{what}: a name is a word without a colon")
         config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
-            raise PluginError(
-                f"{self.kind} {name!r}: {cls.__qualname__} needs a nested `class Config(ComponentConfig)`"
-            )
+            shown = getattr(cls, "__qualname__", repr(cls))
+            raise PluginError(f"{what}: {shown} needs a nested `class Config(ComponentConfig)`")
+        if taken := [key for key in RESERVED.get(self.kind, ("name",)) if key in config.model_fields]:
+            raise PluginError(f"{what}: an option cannot be called {taken[0]!r}: an experiment's own key would hide it")
+        if any(entry.name == name and entry.plugin == plugin for entry in self.entries):
+            raise PluginError(f"{what} is registered twice; give each class a name of its own")
         self.entries.append(Entry(name, cls, plugin))
 
     def __iter__(self) -> Iterator[Entry]:
@@ -46,15 +57,21 @@ class Registry:
             choices = " or ".join(f"'{_choice(entry, found)}:{short}' ({entry.plugin.path})" for entry in found)
             raise PluginError(f"{where}: {self.kind} {name!r} is claimed by {len(found)} plugins: write {choices}")
         if not found:
-            raise ConfigError(
-                f"{where}: {unknown(self.kind, name, (entry.name for entry in self.entries))}{self._failures()}"
-            )
+            known = (entry.name for entry in self.entries)
+            if origin and (same := [entry for entry in self.entries if entry.name == short]):
+                known = (f"{_choice(entry, same)}:{short}" for entry in same)
+            raise ConfigError(f"{where}: {unknown(self.kind, name, known)}{self._failures()}")
         return found[0]
 
-    def configure(self, name: str, options: dict[str, Any], where: str = "") -> ComponentConfig:
-        """The validated options of ``name``."""
-        config: ComponentConfig = parse(self.find(name, where).cls.Config, options, where or self.kind)  # type: ignore[attr-defined]
-        return config
+    def configure(
+        self, name: str, options: dict[str, Any], where: str = "", also: Iterable[str] = ()
+    ) -> ComponentConfig:
+        """The validated options of ``name``; ``also`` are the keys that may stand beside them."""
+        schema: type[ComponentConfig] = self.find(name, where).cls.Config  # type: ignore[attr-defined]
+        try:
+            return schema.model_validate(options)
+        except ValidationError as error:
+            raise ConfigError(explain(error, schema, where or self.kind, also)) from None
 
     def build(self, name: str, options: dict[str, Any], **context: Any) -> Any:
         """Look ``name`` up, validate its ``options``, and construct it in ``context``."""
@@ -65,12 +82,12 @@ class Registry:
         return "".join(f"\n  Not loaded: {plugin.path}: {plugin.error}" for plugin in self.failed)
 
 
-def _origins(plugin: Plugin) -> tuple[str, str]:
-    return plugin.distribution, plugin.module.rpartition(".")[2]
+def _origins(plugin: Plugin) -> tuple[str, ...]:
+    """What may stand before the colon, shortest first."""
+    return plugin.distribution, plugin.module.rpartition(".")[2], plugin.module, plugin.path
 
 
 def _choice(entry: Entry, rivals: list[Entry]) -> str:
     """The shortest origin that only this entry has."""
-    distribution, module = _origins(entry.plugin)
-    alone = sum(rival.plugin.distribution == distribution for rival in rivals) == 1
-    return distribution if alone else module
+    others = {origin for rival in rivals if rival is not entry for origin in _origins(rival.plugin)}
+    return next(origin for origin in (*_origins(entry.plugin), "") if origin not in others)

@@ -1,5 +1,6 @@
 """YAML as YAML 1.2 reads it: ``1e-4`` is a number, ``on`` and ``yes`` are words, a key stands once."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,23 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # `!!int x`, or a number with thousands of digits
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"this {kind} cannot be read", node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -39,6 +53,18 @@ class Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # what is shared in memory is written out where it stands
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """YAML 1.1's line breaks survive only as escapes."""
+    style = '"' if any(character in value for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+Dumper.add_representer(str, _text)
+
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     text = node.value.lower()
@@ -57,10 +83,18 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; a ConfigError names ``where`` and the line."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        # PyYAML's context is half of a sentence ("expected a single document") or where it was ("while parsing ...")
+        before = f"{error.context} " if (error.context or "").startswith("expected") else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {before}{error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = f", line {text[: error.position].count(chr(10)) + 1}"
+        reason = f"the character {chr(error.character)!r} is not allowed"
+        raise ConfigError(f"{where}{line}: not valid YAML: {reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: too many brackets within brackets") from None
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -68,13 +102,23 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{file}: there is no such file (looked in {file.resolve().parent})") from None
+        raise ConfigError(missing(file)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     content = parse_yaml(text, str(file))
+    if content is None:
+        raise ConfigError(f"{file}: the file is empty; an experiment is a mapping of keys to values")
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: an experiment is a mapping of keys to values, not {type(content).__name__}")
     return content
+
+
+def missing(file: Path) -> str:
+    """That there is no ``file``, where it was looked for, and which one beside it was probably meant."""
+    beside = {other.stem: other for other in sorted(file.parent.glob(f"*{file.suffix or '.yaml'}"))}
+    close = difflib.get_close_matches(file.stem, beside, n=1)
+    hint = f". Did you mean {str(beside[close[0]])!r}?" if close else ""
+    return f"{file}: there is no such file (looked in {file.resolve().parent}){hint}"
 
 
 def dump_yaml(content: dict[str, Any]) -> str:
