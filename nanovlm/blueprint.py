@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.components import Benchmark, Dataset, LanguageDecoder, Plugin, Split, VisionEncoder
+from nanovlm.components import Benchmark, Dataset, LanguageDecoder, Split, VisionEncoder
 from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
 from nanovlm.plugins import Registries
-from nanovlm.registry import Registry
+from nanovlm.registry import Plugin, Registry
 
 ROLES = ("vision_encoder", "projector", "language_decoder")
 

@@ -14,8 +14,8 @@ planned on the ``meta`` device without weights, network or GPU:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,12 +38,15 @@ class Schema(BaseModel):
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
-def parse(schema: type[SchemaT], options: Any, where: str) -> SchemaT:
-    """Validate ``options``; a ConfigError names the dotted path under ``where``, the value and the likely fix."""
+def parse(schema: type[SchemaT], options: Any, where: str, also: Iterable[str] = ()) -> SchemaT:
+    """Validate ``options``; a ConfigError names the dotted path under ``where``, the value and the likely fix.
+
+    ``also`` are keys that may stand beside the schema's own, and are suggested like them.
+    """
     try:
         return schema.model_validate(options)
     except ValidationError as error:
-        raise ConfigError(explain(error, schema, where)) from None
+        raise ConfigError(explain(error, schema, where, also)) from None
 
 
 class ComponentConfig(Schema):
@@ -225,34 +228,6 @@ class Tracker:
 
     def finished(self, summary: dict[str, Any]) -> None:
         """Once at the end, with what ``summary.json`` holds."""
-
-
-class Tokenizer(Protocol):
-    """What the core uses of a Hugging Face tokenizer."""
-
-    chat_template: str | None
-    eos_token: str | None
-    all_special_ids: list[int]
-
-    def __call__(self, text: str, **options: Any) -> Any: ...
-    def __len__(self) -> int: ...
-    def decode(self, token_ids: list[int], **options: Any) -> str: ...
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
-    def save_pretrained(self, folder: str) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """Where a component came from."""
-
-    module: str
-    distribution: str
-    version: str
-    path: str
-    sha256: str
-    error: str = field(default="", compare=False)
-    """Why it could not be loaded: the last line of its traceback."""
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from nanovlm.components import Schema
-from nanovlm.errors import ConfigError, explain
+from nanovlm.components import Schema, parse
+from nanovlm.errors import ConfigError
 from nanovlm.yaml_reader import missing, parse_yaml, read_yaml
 
 BUDGETS = ("steps", "samples", "epochs")
@@ -170,10 +170,7 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
             name = value
         else:
             tree = override(tree, keys, value)
-    try:
-        return Experiment.model_validate({"name": name} | tree)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Experiment, where="", also=("extends",))) from None
+    return parse(Experiment, {"name": name} | tree, where="", also=("extends",))
 
 
 def _names_first(pairs: Iterable[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:

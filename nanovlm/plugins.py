@@ -24,9 +24,8 @@ from types import ModuleType
 import pluggy
 
 from nanovlm import hookspecs
-from nanovlm.components import Plugin
 from nanovlm.errors import PluginError, unknown
-from nanovlm.registry import Registry
+from nanovlm.registry import Plugin, Registry
 
 DEFAULTS = "nanovlm_plugins"
 

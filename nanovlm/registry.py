@@ -1,14 +1,26 @@
 """One registry for each kind of component: from the name in an experiment file to a class."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from nanovlm.components import ComponentConfig, Plugin
-from nanovlm.errors import ConfigError, PluginError, explain, unknown
+from nanovlm.components import ComponentConfig, parse
+from nanovlm.errors import ConfigError, PluginError, unknown
 
 RESERVED = {"dataset": ("name", "weight", "every", "limit")}  # keys beside a component's options that the core reads
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where a component came from."""
+
+    module: str
+    distribution: str
+    version: str
+    path: str
+    sha256: str
+    error: str = field(default="", compare=False)
+    """Why it could not be loaded: the last line of its traceback."""
 
 
 class Entry(NamedTuple):
@@ -68,10 +80,7 @@ class Registry:
     ) -> ComponentConfig:
         """The validated options of ``name``; ``also`` are the keys that may stand beside them."""
         schema: type[ComponentConfig] = self.find(name, where).cls.Config  # type: ignore[attr-defined]
-        try:
-            return schema.model_validate(options)
-        except ValidationError as error:
-            raise ConfigError(explain(error, schema, where or self.kind, also)) from None
+        return parse(schema, options, where or self.kind, also)
 
     def build(self, name: str, options: dict[str, Any], **context: Any) -> Any:
         """Look ``name`` up, validate its ``options``, and construct it in ``context``."""

@@ -2,8 +2,7 @@ import pytest
 from torch import nn
 
 from nanovlm import ComponentConfig, ConfigError, PluginError
-from nanovlm.components import Plugin
-from nanovlm.registry import Registry
+from nanovlm.registry import Plugin, Registry
 
 
 class Bridge(nn.Module):

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from nanovlm.components import TextConfig, Tokenizer, Turn
+from nanovlm.components import TextConfig, Turn
 from nanovlm.errors import ConfigError, SkipSample
 
 QUESTION_ANSWER = (
@@ -20,6 +20,21 @@ QUESTION_ANSWER = (
 )
 IMAGE_MARK = "<image>"
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: in no template
+
+
+class Tokenizer(Protocol):
+    """What the core uses of a Hugging Face tokenizer."""
+
+    chat_template: str | None
+    eos_token: str | None
+    all_special_ids: list[int]
+
+    def __call__(self, text: str, **options: Any) -> Any: ...
+    def __len__(self) -> int: ...
+    def decode(self, token_ids: list[int], **options: Any) -> str: ...
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+    def save_pretrained(self, folder: str) -> Any: ...
 
 
 @dataclass(frozen=True)
