@@ -1,10 +1,12 @@
 """From ``weights: <hub id> | <folder>`` to a folder on this machine: the one place that may download."""
 
+import os
+import textwrap
 from pathlib import Path
 
 from nanovlm.errors import ConfigError
 
-CONFIG = ("config.json", "preprocessor_config.json")
+CONFIG = ("config.json", "preprocessor_config.json", "processor_config.json")
 WEIGHTS = (*CONFIG, "*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja", "config.json", "*.model")
 MODEL = (*WEIGHTS, *TOKENIZER)
@@ -28,25 +30,53 @@ class HubError(ConfigError):
 
 def local_folder(source: str) -> Path | None:
     """The folder that ``source`` names, if it is one."""
-    folder = Path(source).expanduser()
-    return folder if folder.is_dir() else None
+    folder = os.path.expanduser(source)
+    return Path(folder) if os.path.isdir(folder) else None
+
+
+def check_hub_id(source: str, option: str) -> None:
+    """HubError if ``source``, which is no folder, is nothing that the hub could have either."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, only not marked so
+
+    if os.path.isfile(os.path.expanduser(source)):
+        raise HubError(source, option, "it is a file: name the folder that it is in")
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise HubError(source, option, "it is no hub id either (owner/name)") from None
 
 
 def fetch(source: str, files: tuple[str, ...], option: str = "weights") -> Path:
     """A folder with ``files`` (patterns) of ``source``, downloaded if it is a hub id; HubError if neither."""
     if folder := local_folder(source):
         return folder
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise HubError(source, option, "a path with this form is no hub id either (owner/name)")
+    check_hub_id(source, option)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(files)))
-    except HFValidationError:
-        raise HubError(source, option, "it is no hub id either (owner/name)") from None
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        summary = next(iter(str(error).strip().splitlines()), "")[:200]
-        raise HubError(
-            source, option, f"the Hugging Face hub did not give it ({type(error).__name__}: {summary})"
-        ) from None
+    except Exception as error:  # of whichever HTTP library the installed version uses, too
+        raise HubError(source, option, why(error)) from None
+
+
+def why(error: Exception) -> str:
+    """Why the hub did not give something: in our words where the first ones of the library's say little."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return "it is not in the cache of the Hugging Face hub, and HF_HUB_OFFLINE is set"
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why it did not come to be a local entry
+    if isinstance(error, GatedRepoError):
+        return "on the Hugging Face hub its terms must be accepted first (then log in with `hf auth login`)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the Hugging Face hub has no public repository of this name (is it private? log in with `hf auth login`)"
+    summary = textwrap.shorten(str(error), 200, placeholder=" ...")
+    return f"the Hugging Face hub did not give it ({type(error).__name__}: {summary})"

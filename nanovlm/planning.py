@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanovlm.blueprint import ROLES, Recipe
@@ -13,8 +15,8 @@ from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, PackedRow, pack_row
 from nanovlm.errors import ConfigError
 from nanovlm.experiment import Training
-from nanovlm.hub import local_folder
 from nanovlm.model import VisionLanguageModel
+from nanovlm.training.precision import DTYPES
 
 WEIGHT_BYTES = 4  # fp32
 TRAINED_BYTES = 12  # more for a trained weight: its gradient and AdamW's two moments
@@ -31,8 +33,10 @@ class Plan:
     longest_sample: int
     flops_per_sample: int
     """Forward and backward; a multiplication and an addition are two."""
+    precision: str
+    """What ``memory_bytes`` is for: the experiment's precision; for `auto` bf16, what it is on most GPUs."""
     memory_bytes: int
-    """Weights, gradients, optimizer state, and what the backward pass of one row needs, all in fp32."""
+    """Weights, gradients, optimizer state, and what the backward pass of one full row needs."""
     downloads: list[str]
 
     @property
@@ -44,18 +48,29 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Raises ConfigError for whatever cannot work: a projector that the grid does not suit, a sample too long."""
+    """Raises ConfigError for whatever cannot work: a projector that the grid does not suit, a sample too long, ..."""
     model = check_lengths(recipe)
     training, data = recipe.experiment.training, recipe.experiment.data
     freeze(model, training)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if not trained:
+        raise ConfigError("training.learning_rate: every component is frozen, so there is nothing to train")
     parameters = {role: sum(p.numel() for p in getattr(model, role).parameters()) for role in ROLES}
-    flops, activations = measure(model, _longest_row(model, data.max_text_tokens))
     length = model.num_image_tokens + data.max_text_tokens
     in_a_row = min(training.samples_per_step, max(1, training.tokens_per_row // length), training.images_per_row)
-    memory = sum(parameters.values()) * WEIGHT_BYTES + trained * TRAINED_BYTES + activations * in_a_row
+    precision = "bf16" if training.precision == "auto" else training.precision
+    flops = count_flops(model, _longest_row(model, data.max_text_tokens, 1))
+    kept = kept_bytes(model, _longest_row(model, data.max_text_tokens, in_a_row), precision)
     return Plan(
-        recipe.experiment.name, parameters, trained, model.num_image_tokens, length, flops, memory, _downloads(recipe)
+        name=recipe.experiment.name,
+        parameters=parameters,
+        trained_parameters=trained,
+        image_tokens=model.num_image_tokens,
+        longest_sample=length,
+        flops_per_sample=flops,
+        precision=precision,
+        memory_bytes=sum(parameters.values()) * WEIGHT_BYTES + trained * TRAINED_BYTES + kept,
+        downloads=_downloads(recipe),
     )
 
 
@@ -82,31 +97,53 @@ def freeze(model: VisionLanguageModel, training: Training) -> None:
         getattr(model, role).requires_grad_(getattr(training.learning_rate, role) > 0)
 
 
-def measure(model: VisionLanguageModel, row: PackedRow) -> tuple[int, int]:
-    """FLOPs of a forward and backward pass, and the bytes that the forward pass keeps for the backward one."""
+def count_flops(model: VisionLanguageModel, row: PackedRow) -> int:
+    """FLOPs of a forward and backward pass, both on ``meta``."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(row.to("meta")).backward()
+    return counter.get_total_flops()
+
+
+def kept_bytes(model: VisionLanguageModel, row: PackedRow, precision: str = "fp32") -> int:
+    """Bytes that the forward pass keeps for the backward one.
+
+    Measured with fake tensors: like those on ``meta`` they have a shape and no content, but autocast and attention
+    treat them as real ones. The model is used up by it.
+    """
     kept: dict[int, Tensor] = {}
-    own = {id(parameter.untyped_storage()) for parameter in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and id(storage) not in own:
+        if storage._cdata not in own:
             kept[storage._cdata] = tensor
         return tensor
 
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(row)
-        if loss.requires_grad:
-            loss.backward()
-    return counter.get_total_flops(), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    autocast = torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _fill_with_fakes(model)
+        own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(row)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _longest_row(model: VisionLanguageModel, text_tokens: int) -> PackedRow:
-    """One sample with one picture, on ``meta``."""
+def _fill_with_fakes(model: VisionLanguageModel) -> None:
+    fakes: dict[int, Tensor] = {}  # one for each tensor, however many names it has
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+                    tensors[name] = fakes.setdefault(id(tensor), fake)  # type: ignore[assignment]
+
+
+def _longest_row(model: VisionLanguageModel, text_tokens: int, samples: int) -> PackedRow:
+    """Samples of the greatest length with one picture each."""
     size = model.vision_encoder.image.size
     pixels = torch.empty(1, 3, size, size, dtype=torch.uint8)
     tokens = Tokens([0] * text_tokens, [True] * text_tokens, [0])
-    return pack_row([Example(tokens, pixels)], model.num_image_tokens).to("meta")
+    return pack_row([Example(tokens, pixels)] * samples, model.num_image_tokens)
 
 
 def _downloads(recipe: Recipe) -> list[str]:
@@ -116,5 +153,8 @@ def _downloads(recipe: Recipe) -> list[str]:
         for part in recipe.parts
         for option in ("weights", "tokenizer", "source")
     ]
-    here = ("", "random", "bytes", "tiny")
-    return [f"{where}: {source}" for where, source in named if source not in here and local_folder(source) is None]
+    return [f"{where}: {source}" for where, source in named if isinstance(source, str) and not _is_here(source)]
+
+
+def _is_here(source: str) -> bool:
+    return source in ("", "random", "bytes", "tiny") or Path(source).expanduser().exists()

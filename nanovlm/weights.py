@@ -1,8 +1,10 @@
 """Reading weights, strictly: every tensor a module owns must be there, in its shape, and no other."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +19,7 @@ SHOWN = 8  # of a long list of tensors
 def read_json(file: Path) -> dict[str, object]:
     """A JSON object; a CheckpointError says which file is missing or broken."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent} has no {file.name}: is it a model folder?") from None
     except ValueError as error:
@@ -31,8 +33,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's ``model.safetensors``, whole or in shards (never a pickle)."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards: dict[str, str] = read_json(index)["weight_map"]  # type: ignore[assignment]
-        files = [folder / name for name in sorted(set(shards.values()))]
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{index} has no weight_map, which says what tensor is in which file")
+        files = [folder / Path(str(name)).name for name in sorted(set(shards.values()))]  # never outside of the folder
     else:
         files = [folder / "model.safetensors"]
     tensors: dict[str, Tensor] = {}
@@ -75,6 +79,39 @@ def load_weights(
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+
+
+def translated(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the names that the model has in the installed version of transformers.
+
+    model: one of transformers. Versions name (and join) tensors differently, and only the library knows how; what it
+    would leave out or fill with random numbers keeps its place here, for ``load_weights`` to complain about.
+    """
+    with quiet():
+        copy, report = type(model).from_pretrained(
+            None, config=model.config, state_dict=dict(tensors), dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    found = {name: tensor for name, tensor in copy.state_dict().items() if name not in report["missing_keys"]}
+    found |= {name: torch.empty(shape, device="meta") for name, shape, _ in report["mismatched_keys"]}
+    prefix = f"{model.base_model_prefix}."
+    return found | {name.removeprefix(prefix): torch.empty(0) for name in report["unexpected_keys"]}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block transformers draws no progress bars, and leaves reporting to ``load_weights``."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def tied_once(module: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Any vision transformer of the transformers library as a vision encoder: DINOv2 and v3, ViT, DeiT, CLIP, SigLIP, ...
 
-What an encoder gives is found out when it is built, by a trial on the ``meta`` device (shapes only, a few
+What an encoder gives is found out before it is built, by a trial on the ``meta`` device (shapes only, a few
 milliseconds), rather than from a list of families. The trial decides three things:
 
 * **Which outputs are patches.** Tokens that stand before the patches (class, distillation and register tokens) are
@@ -13,18 +13,16 @@ milliseconds), rather than from a list of families. The trial decides three thin
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import textwrap
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nanovlm import ComponentConfig, ConfigError, ImageSpec, PatchGrid, VisionEncoder, hookimpl, unknown
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
-from nanovlm.weights import load_weights, read_json, read_tensors
+from nanovlm.weights import load_weights, read_json, read_tensors, translated
 
 KNOWN = "facebook/dinov2-small"  # its architecture and picture are the defaults below: planning it needs no network
 DINOV2_SMALL = {
@@ -83,14 +81,15 @@ class HFVision(VisionEncoder):
         self.config = config
         size = config.image_size or own_image_size(config.architecture)
         self.image = ImageSpec(size, config.resample)
-        self.model = build(config.architecture)
-        self.options = size_options(self.model, size)
-        side = patches_along(self.model, size)
-        before = set(self.model.state_dict())
-        tokens = trial(self.model, size, self.options)  # (1, any number of prefix tokens + N, C)
-        self.left_out = tuple(sorted(before - set(self.model.state_dict())))
-        check_tokens(self.model, tokens, side)
+        with torch.device("meta"):
+            draft = build(config.architecture)
+        side = patches_along(draft, size)
+        self.options = size_options(draft, size)
+        tokens, self.left_out = trial(draft, size, self.options)
+        check_tokens(draft, tokens, side)
         self.grid = PatchGrid(side, side, tokens.shape[-1])
+        self.model = build(config.architecture)
+        prune(self.model, {id(p) for name, p in self.model.named_parameters() if name in self.left_out})
         self.blocks = layers(self.model)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
@@ -106,24 +105,26 @@ class HFVision(VisionEncoder):
             load_weights(self.model, tensors, self.config.weights, ignored=(*IGNORED, *self.left_out))
 
 
-# What checkpoints have besides the encoder: the text tower, the projections into a joint space, and task heads.
+# What checkpoints have besides the encoder: a text tower, projections into a joint space, heads of tasks, a mask token.
 IGNORED = ("text_model.", "text_projection.", "visual_projection.", "logit_", "classifier.", "cls_classifier.",
-           "distillation_classifier.", "decoder.")  # fmt: skip
+           "distillation_classifier.", "decoder.", "lm_head.", "embeddings.mask_token")  # fmt: skip
 
 
 def build(architecture: dict[str, Any]) -> Any:
     """The model with random weights; ConfigError for an architecture that transformers cannot build."""
     from transformers import CONFIG_MAPPING, AutoModel
 
-    kind = architecture.get("model_type", "")
+    kind = str(architecture.get("model_type", ""))
     if kind not in CONFIG_MAPPING:
         raise ConfigError(f"architecture: {unknown('model_type', kind, vision_models())}")
+    if odd := [key for key in architecture if key in NOISE or key.startswith("_")]:
+        raise ConfigError(f"architecture: {', '.join(odd)} is not about the architecture: leave it out")
     try:
         config = CONFIG_MAPPING[kind](**{key: value for key, value in architecture.items() if key != "model_type"})
         # Never code from a checkpoint, and always fp32: what lower precision there is, the trainer decides.
         model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"architecture: transformers cannot build this {kind}: {first_line(error)}") from None
+    except Exception as error:  # whatever the code of an architecture stumbles over
+        raise ConfigError(f"architecture: transformers cannot build this {kind}: {summary(error)}") from None
     if hasattr(config, "mask_ratio"):
         raise ConfigError(
             f"{kind} is a masked autoencoder: it drops and shuffles patches, so its outputs are no grid; "
@@ -132,26 +133,24 @@ def build(architecture: dict[str, Any]) -> Any:
     return model
 
 
-def trial(model: Any, size: int, options: dict[str, Any]) -> Tensor:
-    """What the encoder gives for one picture, on ``meta``; what this does not depend on is taken out of the model."""
-    state = {name: p.detach().to("meta").requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
-    state |= {name: buffer.to("meta") for name, buffer in model.named_buffers()}
-    pixels = torch.empty(1, 3, size, size, device="meta")
-    kind = model.config.model_type
-    model.eval()  # no layer is dropped
+def trial(draft: Any, size: int, options: dict[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
+    """What an encoder on ``meta`` gives for two pictures (2, ..., C), and the parameters that this does not depend on.
+
+    Two, because some encoders take all pictures for one long sequence.
+    """
+    kind = draft.config.model_type
+    draft.eval()  # no layer is dropped
     try:
         with torch.enable_grad():
-            output: Tensor = functional_call(model, state, (pixels,), options).last_hidden_state
+            output: Tensor = draft(torch.empty(2, 3, size, size, device="meta"), **options).last_hidden_state
             output.sum().backward()
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # whatever a model that is not for pictures stumbles over
         raise ConfigError(
-            f"{kind} does not take one picture of {size} x {size} pixels: {first_line(error)}\n"
+            f"{kind} does not take pictures of {size} x {size} pixels: {summary(error)}\n"
             "  Its own size may work (leave image_size out); an encoder of videos or of several inputs does not"
         ) from None
-    model.train()
-    own = dict(model.named_parameters())
-    prune(model, {id(own[name]) for name, p in state.items() if p.requires_grad and p.grad is None})
-    return output.detach()
+    unused = [name for name, p in draft.named_parameters() if p.requires_grad and p.grad is None]
+    return output.detach(), tuple(sorted(unused))
 
 
 def prune(module: nn.Module, unused: set[int]) -> None:
@@ -177,6 +176,11 @@ def check_tokens(model: Any, tokens: Tensor, side: int) -> None:
         raise ConfigError(
             f"{kind} gives {tuple(tokens.shape)}, a feature map and not one token a patch (B, N, C): "
             "convolutional encoders are not for hf_vision"
+        )
+    if tokens.shape[0] != 2:
+        raise ConfigError(
+            f"{kind} gives {tuple(tokens.shape)} for two pictures, one sequence and not one a picture (B, N, C): "
+            "such encoders are not for hf_vision"
         )
     found = tokens.shape[1]
     prefix = sum(
@@ -204,8 +208,9 @@ def layers(model: nn.Module) -> nn.ModuleList:
 
 def size_options(model: Any, size: int) -> dict[str, Any]:
     """What ``forward`` needs to hear for pictures of another size (DINOv2 and others see it for themselves)."""
-    resizable = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    return {"interpolate_pos_encoding": True} if resizable and size != own_image_size(model.config.to_dict()) else {}
+    option = "interpolate_pos_encoding"
+    resizes = size != own_image_size(model.config.to_dict())
+    return {option: True} if resizes and option in inspect.signature(model.forward).parameters else {}
 
 
 def patches_along(model: Any, size: int) -> int:
@@ -224,30 +229,38 @@ def read_checkpoint(weights: str) -> dict[str, Any]:
     folder = fetch(weights, CONFIG)
     whole: dict[str, Any] = read_json(folder / "config.json")
     tower = whole.get("vision_config", whole)
-    # Neither code, nor precision, nor how it came about.
-    noise = ("auto_map", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
-    architecture = {key: value for key, value in tower.items() if key not in noise}
+    if "quantization_config" in whole:
+        raise ConfigError(
+            f"{weights!r} is quantized, which cannot be trained: name the checkpoint that it was made from"
+        )
+    architecture = {key: value for key, value in tower.items() if not (key in NOISE or key.startswith("_"))}
     architecture.setdefault("model_type", f"{whole.get('model_type', '')}_vision_model")
-    file = folder / "preprocessor_config.json"
-    return {"architecture": architecture} | (picture(read_json(file)) if file.is_file() else {})
+    files = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
+    processors: list[Any] = [read_json(file) for file in files if file.is_file()]
+    return {"architecture": architecture} | (picture(processors[0]) if processors else {})
 
 
+# Of a checkpoint's config: code (an attention kernel of the hub, say), precision, and how it came about.
+NOISE = ("auto_map", "attn_implementation", "architectures", "dtype", "torch_dtype", "transformers_version")
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def picture(preprocessor: dict[str, Any]) -> dict[str, Any]:
     """The options that a preprocessor's config decides."""
+    preprocessor = preprocessor.get("image_processor", preprocessor)  # of a processor of text and pictures
     size = preprocessor.get("crop_size" if preprocessor.get("do_center_crop") else "size")
     if isinstance(size, dict):
         size = size.get("shortest_edge") or [size.get("height"), size.get("width")]
-    normalises = preprocessor.get("do_normalize", True)
+    mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
+    if not preprocessor.get("do_normalize", True):
+        mean, std = 0.0, 1.0
     found = {
-        "image_size": one_number("image_size", size),
+        "image_size": one_number("image_size", size) or None,
         "resample": FILTERS.get(preprocessor.get("resample", -1)),
-        "mean": preprocessor.get("image_mean") if normalises else [0.0, 0.0, 0.0],
-        "std": preprocessor.get("image_std") if normalises else [1.0, 1.0, 1.0],
+        "mean": [mean] * 3 if isinstance(mean, int | float) else mean,  # one number is for all colours
+        "std": [std] * 3 if isinstance(std, int | float) else std,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def own_image_size(architecture: dict[str, Any]) -> int:
@@ -267,38 +280,6 @@ def differences(given: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return [f"{key}={value!r}" for key, value in given.items() if key not in found or found[key] != value]
 
 
-def translated(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the names that the model has in the installed version of transformers.
-
-    Versions name (and join) them differently, and only the library knows how; what it would leave out or fill with
-    random numbers keeps its place here, for ``load_weights`` to complain about.
-    """
-    with quiet():
-        copy, report = type(model).from_pretrained(
-            None, config=model.config, state_dict=dict(tensors), dtype=torch.float32,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    found = {name: tensor for name, tensor in copy.state_dict().items() if name not in report["missing_keys"]}
-    found |= {name: torch.empty(shape, device="meta") for name, shape, _ in report["mismatched_keys"]}
-    return found | {name: torch.empty(0) for name in report["unexpected_keys"]}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within the block transformers draws no progress bars, and leaves reporting to ``load_weights``."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def vision_models() -> list[str]:
     """The model types that are for pictures, to suggest; hf_vision refuses those that are no grid of patches."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING_NAMES
@@ -306,8 +287,8 @@ def vision_models() -> list[str]:
     return sorted({*MODEL_FOR_IMAGE_MAPPING_NAMES, "clip_vision_model", "siglip_vision_model"})
 
 
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def summary(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
 
 
 @hookimpl

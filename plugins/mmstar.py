@@ -39,7 +39,7 @@ class MMStar(Benchmark):
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        question, answer = row["question"], row["answer"].strip()
+        question, answer = row["question"] or "", (row["answer"] or "").strip()
         choices = option_letters(question)
         if not choices:
             raise SkipSample("no options")
@@ -82,7 +82,7 @@ LEAD_IN = r"(?i:(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choi
 OPENED, CLOSED = r"[(\[*'\"]*", r"[)\]*'\"]*"
 LETTER = re.compile(rf"{LEAD_IN}{OPENED}([A-Z]){CLOSED}(?=\s*$|\n|[)\]]|[.:,;](?:\W|$))")
 SMALL = re.compile(rf"{OPENED}([a-z]){CLOSED}[.:]?$")
-OTHER = re.compile(r"(?<!\w)([A-Z])[:)]|(?:[,;/\n]|\band|\bor)\s*\(?([A-Z])(?![\w'])")
+OTHER = re.compile(r"(?<!\w)([A-Z])(?:[:)]|\.\s+\w)|(?:[,;/\n]|\band|\bor)\s*\(?([A-Z])(?![\w'])")
 
 
 def answer_letter(prediction: str, choices: Sequence[str]) -> str | None:

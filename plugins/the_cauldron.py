@@ -24,7 +24,7 @@ SUBSETS = (  # noqa: SIM905 - a table of fifty words reads better than fifty str
     "vqav2 vsr websight"
 ).split()
 LEFT_OUT = ("clevr_math", "okvqa", "spot_the_diff", "nlvr2", "mimic_cgd")  # by nanoVLM's recipe, which is the default
-COLUMNS = ("images", "texts.user", "texts.assistant")
+COLUMNS = ("images[]", "texts[].user", "texts[].assistant")
 
 
 def _listed(value: Any) -> Any:
@@ -36,7 +36,7 @@ class TheCauldron(Dataset):
     class Config(ComponentConfig):
         source: str = "HuggingFaceM4/the_cauldron"
         """A hub id, a folder of the same form, or `tiny`: two rows that come with the plugin, for tests."""
-        subsets: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
+        subsets: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)] = [
             name for name in SUBSETS if name not in LEFT_OUT
         ]
         """Names as the source has them, or `all`; by default the 45 of the 50 that nanoVLM was trained on."""
@@ -64,8 +64,8 @@ class TheCauldron(Dataset):
     def __getitem__(self, index: int) -> Sample:
         subset, row = self.place(index)
         content = self.subsets[subset][row]
-        images = content["images"] if self.config.images == "all" else content["images"][:1]
-        turns = [Turn(text["user"] or "", text["assistant"] or "") for text in content["texts"]]
+        images = (content["images"] or [])[: 1 if self.config.images == "first" else None]
+        turns = [Turn(text["user"] or "", text["assistant"] or "") for text in content["texts"] or [] if text]
         return Sample([picture(image) for image in images], turns, self.id(index), category=subset)
 
     def place(self, index: int) -> tuple[str, int]:
@@ -81,7 +81,7 @@ def open_subsets(config: TheCauldron.Config) -> dict[str, Sequence[dict[str, Any
     if config.source == "tiny":
         return {"tiny": tiny_rows()}
     there = config_names(config.source)
-    names = there if config.subsets == ["all"] else config.subsets
+    names = there if "all" in config.subsets else config.subsets
     for name in names:
         if name not in there:
             raise ConfigError(

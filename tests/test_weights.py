@@ -104,6 +104,23 @@ def test_shards_are_read_together(tmp_path):
         read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["model.safetensors"]}], ids=str)
+def test_an_index_that_names_no_file_is_refused(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json has no weight_map"):
+        read_tensors(tmp_path)
+
+
+def test_an_index_reads_nothing_outside_of_its_folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(Two().state_dict(), tmp_path / "other.safetensors")
+    index = {"weight_map": dict.fromkeys(Two().state_dict(), "../other.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model has no other\.safetensors; weights are read from"):
+        read_tensors(folder)
+
+
 def test_a_truncated_file_is_named(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(Two().state_dict(), file)

@@ -2,72 +2,95 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nanovlm.blueprint import Part, open_benchmark
-from nanovlm.cli.options import AsJson, Device, Overrides, PluginFiles
-from nanovlm.evaluation.evaluator import Questions
-from nanovlm.experiment import Named, load_experiment, override
-from nanovlm.model import VisionLanguageModel
-from nanovlm.plugins import Registries, load_plugins
-from nanovlm.training.precision import choose_device
+from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles
+from nanovlm.components import parse
+from nanovlm.errors import ConfigError
+from nanovlm.evaluation.evaluator import Questions, numbered
+from nanovlm.experiment import Experiment, NamedBenchmark, load_experiment, override, split_override
+from nanovlm.hub import CONFIG, fetch
+from nanovlm.model import VisionLanguageModel, read_config
+from nanovlm.plugins import load_plugins
+from nanovlm.training.precision import Precision, choose_device
 
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a hub id.")],
-    options: Overrides = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The benchmark's options, over those of the model's run."),
+    ] = None,
     benchmark: Annotated[
-        str, typer.Option(help="The benchmark's name; its options as in the model's run, or as KEY=VALUE.")
+        str, typer.Option(metavar="NAME", help="By default the first one of the model's run.", show_default=False)
     ] = "",
-    limit: Annotated[int, typer.Option(help="Ask only the first so many questions; 0 asks all.")] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ask only the first so many questions; 0 asks all. By default as in the model's run."),
+    ] = None,
     controls: Annotated[bool, typer.Option(help="Also ask with shuffled pictures and with none.")] = True,
-    output: Annotated[Path | None, typer.Option(help="Write one JSON line an item to this file.")] = None,
-    device: Device = "auto",
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write one JSON line an item here.")] = None,
+    device: DeviceChoice = Device.AUTO,
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on a benchmark."""
     registries = load_plugins(plugin or ())
-    folder = model_folder(model)
-    part = choose_benchmark(registries, folder, benchmark, options or [])
-    questions = Questions(part.name, open_benchmark(part), limit)
-    loaded = VisionLanguageModel.from_pretrained(folder, registries, str(choose_device(device)))
-    evaluation = questions.evaluate(loaded, controls)
+    source, chosen_device = find_model(model), choose_device(device.value)
+    run = recorded_experiment(source)
+    name, choice = choose_benchmark(run, benchmark, options or [])
+    part = Part.of(registries.datasets, "benchmark", choice.name, choice.options).resolved()
+    questions = Questions(name, open_benchmark(part), choice.limit if limit is None else limit)
+    loaded = VisionLanguageModel.from_pretrained(source, registries, str(chosen_device))
+    with Precision(run.training.precision if run else "auto", chosen_device).autocast():
+        evaluation = questions.evaluate(loaded, controls, run.data.seed if run else 0)
     if output:
         evaluation.write(output)
     summary = evaluation.summary()
-    if as_json:
-        print(json.dumps({"benchmark": part.name, **summary}, indent=2))
-        return
-    low, high = summary["ci95"]
-    print(
-        f"{part.name}: accuracy {summary['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {summary['questions']} questions"
-    )
-    for name, value in {**summary["categories"], **summary["controls"]}.items():
-        print(f"  {name}: {value:.1%}")
-    for reason, count in summary["skipped"].items():
-        print(f"  {count} questions skipped, and counted as wrong: {reason}")
+    print(json.dumps({"benchmark": name, **summary}, indent=2) if as_json else "\n".join(described(name, summary)))
 
 
-def model_folder(model: str) -> str:
-    """A run stands for its last model."""
-    return str(Path(model, "model")) if Path(model, "model", "config.json").is_file() else model
+def find_model(model: str) -> str:
+    """A model folder or hub id, checked to be one; a run stands for its last model."""
+    source = str(Path(model, "model")) if Path(model, "model", "config.json").is_file() else model
+    read_config(fetch(source, CONFIG, option="model"))
+    return source
 
 
-def choose_benchmark(registries: Registries, folder: str, name: str, options: list[str]) -> Part:
-    """The benchmark, with its options from the run that the model belongs to, and ``options`` (KEY=VALUE) over them."""
-    from nanovlm.errors import ConfigError
-    from nanovlm.experiment import split_override
+def recorded_experiment(source: str) -> Experiment | None:
+    """What the run that a model folder lies in was told to do."""
+    file = Path(source).resolve().parent / "experiment.yaml"
+    return load_experiment(file) if file.is_file() else None
 
-    run = Path(folder).resolve().parent / "experiment.yaml"
-    recorded = [choice for choice in load_experiment(run).benchmarks] if run.is_file() else []
-    chosen = next((choice for choice in recorded if name in ("", choice.name)), Named(name=name) if name else None)
-    if chosen is None:
-        raise ConfigError(f"--benchmark: {folder} belongs to no run that names one; name it: --benchmark NAME")
-    tree = {"name": chosen.name, **chosen.options}
+
+def choose_benchmark(run: Experiment | None, name: str, options: list[str]) -> tuple[str, NamedBenchmark]:
+    """The benchmark called ``name`` (or the first) in the model's run, or a new one, with ``options`` over its own."""
+    recorded = run.benchmarks if run else []
+    names = numbered([choice.name for choice in recorded])
+    found = dict(zip(names, recorded, strict=True))
+    name = name or next(iter(names), "")
+    if not name:
+        raise ConfigError("--benchmark NAME is missing: the model belongs to no run that has a benchmark of its own")
+    tree: Any = found.get(name, NamedBenchmark(name=name)).model_dump()
     for keys, value in map(split_override, options):
-        tree = override(tree, keys, value)
-    tree.pop("name")
-    return Part.of(registries.datasets, "benchmark", chosen.name, tree).resolved()
+        tree = override(tree, keys[1:] if keys[0] == "benchmark" and len(keys) > 1 else keys, value)
+    return name, parse(NamedBenchmark, tree, "benchmark")
+
+
+def described(name: str, summary: dict[str, Any]) -> list[str]:
+    """A benchmark's result in words."""
+    low, high = summary["ci95"]
+    interval = f"[{low:.1%}, {high:.1%}]"
+    lines = [f"{name}: accuracy {summary['accuracy']:.1%} {interval} on {summary['questions']} questions"]
+    lines += [
+        f"  the same questions, {CONTROLS.get(key, key)}: {value:.1%}" for key, value in summary["controls"].items()
+    ]
+    lines += [f"  of category {key}: {value:.1%}" for key, value in summary["categories"].items()]
+    lines += [f"  {count} skipped, and counted as wrong: {reason}" for reason, count in summary["skipped"].items()]
+    return lines
+
+
+CONTROLS = {"shuffled": "pictures shuffled between them", "no_image": "without pictures"}

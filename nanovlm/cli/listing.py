@@ -1,10 +1,11 @@
 """``nanovlm list``: every component that an experiment can name, and the plugin it came from."""
 
 import json
-from typing import Annotated, Any
+import sys
+from typing import Annotated, Any, get_origin
 
 import typer
-from pydantic_core import PydanticUndefined
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -31,8 +32,14 @@ def command(
         print(json.dumps({"components": [describe(*pair) for pair in found], "failed": failed}, indent=2))
         return
     console = Console()
-    console.print(options_table(*found[0]) if name and len(found) == 1 else overview(found))
+    for registry, entry in found if name else []:
+        console.print(heading(registry, entry), markup=False, highlight=False)
+        console.print(options_table(entry))
+    if not name:
+        console.print(overview(found))
     console.print(failures(registries), end="", markup=False)
+    if not name:
+        console.print("nanovlm list NAME shows what a component's options mean, and their defaults")
 
 
 def describe(registry: Registry, entry: Entry) -> dict[str, Any]:
@@ -53,8 +60,6 @@ def describe(registry: Registry, entry: Entry) -> dict[str, Any]:
 
 def doc(entry: Entry) -> str:
     """The first line of the class's own docstring, or of its module's."""
-    import sys
-
     own = entry.cls.__dict__.get("__doc__") or sys.modules[entry.cls.__module__].__doc__ or ""
     return next(iter(own.strip().splitlines()), "")
 
@@ -63,28 +68,41 @@ def options(config: type[ComponentConfig]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "type": str(getattr(field.annotation, "__name__", field.annotation)).replace("typing.", ""),
-            "default": None if field.default is PydanticUndefined else field.default,
+            "type": spelled(field.annotation),
+            "required": field.is_required(),
+            "default": None
+            if field.is_required()
+            else to_jsonable_python(field.get_default(call_default_factory=True)),
             "doc": " ".join((field.description or "").split()),
         }
         for name, field in config.model_fields.items()
     ]
 
 
+def spelled(annotation: Any) -> str:
+    """A type as Python spells it, without the modules' names."""
+    plain = isinstance(annotation, type) and get_origin(annotation) is None
+    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
+
+
 def overview(found: list[tuple[Registry, Entry]]) -> Table:
-    shown = Table("kind", "name", "what it is", "from", title_justify="left")
+    shown = Table("kind", "name", "what it is, and its options", "from", title_justify="left")
     for registry, entry in found:
-        shown.add_row(
-            registry.kind, entry.name, escape(doc(entry)), f"{entry.plugin.distribution} {entry.plugin.version}"
-        )
+        names = ", ".join(entry.cls.Config.model_fields)  # type: ignore[attr-defined]
+        what = f"{escape(doc(entry))}\n[dim]{escape(names)}[/]" if names else escape(doc(entry))
+        shown.add_row(registry.kind, entry.name, what, f"{entry.plugin.distribution} {entry.plugin.version}")
     return shown
 
 
-def options_table(registry: Registry, entry: Entry) -> Table:
-    title = f"{registry.kind} {entry.name}: {doc(entry)}\nfrom {entry.plugin.path}"
-    shown = Table("option", "type", "default", "what it is", title=escape(title), title_justify="left")
+def heading(registry: Registry, entry: Entry) -> str:
+    return f"{registry.kind} {entry.name}: {doc(entry)}\nfrom {entry.plugin.path}"
+
+
+def options_table(entry: Entry) -> Table:
+    shown = Table("option", "type", "default", "what it is")
     for option in options(entry.cls.Config):  # type: ignore[attr-defined]
-        shown.add_row(option["name"], escape(option["type"]), escape(str(option["default"])), escape(option["doc"]))
+        default = "(required)" if option["required"] else str(option["default"])
+        shown.add_row(option["name"], escape(option["type"]), escape(default), escape(option["doc"]))
     return shown
 
 

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,4 +16,13 @@ PluginFiles = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a Python file.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CUDA = "cuda"
+    MPS = "mps"
+    CPU = "cpu"
+
+
+DeviceChoice = Annotated[Device, typer.Option(help="auto is CUDA, then Apple's MPS, then the CPU.")]

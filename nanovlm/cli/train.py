@@ -1,10 +1,14 @@
 """``nanovlm train``: from an experiment file to a run folder."""
 
+import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from nanovlm.cli.evaluate import described
 from nanovlm.cli.options import ExperimentFile, Overrides, PluginFiles
 from nanovlm.experiment import load_experiment
 from nanovlm.training.launch import train
@@ -20,16 +24,14 @@ def command(
 ) -> None:
     """Train an experiment and evaluate it."""
     summary = train(load_experiment(experiment, overrides or ()), run_dir, plugin or ())
-    print(report(summary, first_image(Path(summary["run"]))))
+    print("\n".join(report(summary)))
+    print("\nnext")
+    for line in next_commands(summary, plugin or ()):
+        print(f"  {shlex.join(line)}")
 
 
-def first_image(run: Path) -> str:
-    """A picture to try the model on: the run's own, if it drew one."""
-    return str(next(iter(sorted(run.glob("evaluation/*/*.png"))), "PICTURE.png"))
-
-
-def report(summary: dict, image: str) -> str:  # type: ignore[type-arg]
-    """What the run came to, where everything is, and what to try next."""
+def report(summary: dict[str, Any]) -> list[str]:
+    """What the run came to, and where everything is."""
     run = summary["run"]
     lines = [
         f"\n{summary['samples']:,} samples in {summary['steps']:,} steps, "
@@ -38,25 +40,32 @@ def report(summary: dict, image: str) -> str:  # type: ignore[type-arg]
         f"peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]
     if summary["skipped"]:
-        lines.append(
-            "skipped samples: " + ", ".join(f"{count} {reason}" for reason, count in summary["skipped"].items())
-        )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["skipped"].items())
+        lines.append(f"skipped samples: {reasons}")
     for name, result in summary["benchmarks"].items():
-        low, high = result["ci95"]
-        lines.append(
-            f"{name}: accuracy {result['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {result['questions']} questions"
-        )
-        for control, value in result["controls"].items():
-            lines.append(f"  the same questions, {CONTROLS.get(control, control)}: {value:.1%}")
-    lines += ["\nwhere everything is", f"  {run}/summary.json", f"  {run}/metrics.jsonl", f"  {run}/model/"]
-    lines += [f"  {path}" for path in sorted(map(str, Path(run).glob("evaluation/*/*")))]
-    lines += [
-        "\nnext",
-        f'  nanovlm generate --model {run}/model --image {image} --prompt "How many shapes?"',
-        *(f"  nanovlm evaluate {run}/model --benchmark {name}" for name in summary["benchmarks"]),
-        f"  nanovlm train {run}/experiment.yaml projector.factor=4",
-    ]
-    return "\n".join(lines)
+        lines += described(name, result)
+    places = [Path(run, name) for name in ("summary.json", "metrics.jsonl", "model", "model-best")]
+    places += sorted(Path(run).glob("evaluation/*/*"))
+    return [*lines, "\nwhere everything is", *(f"  {place}" for place in places if place.exists())]
 
 
-CONTROLS = {"shuffled": "pictures shuffled between them", "no_image": "without pictures"}
+def next_commands(summary: dict[str, Any], plugins: Sequence[str]) -> list[list[str]]:
+    """What to try on this run: ask its model, score it again, train it from another seed."""
+    run = summary["run"]
+    options = [word for file in plugins for word in ("--plugin", str(Path(run, Path(file).name)))]
+    commands = []
+    if asked := example_question(Path(run)):
+        picture, question = asked
+        commands.append(["nanovlm", "generate", "--model", run, "--image", str(picture), "--prompt", question])
+    commands += [["nanovlm", "evaluate", run, "--benchmark", name] for name in summary["benchmarks"]]
+    commands.append(["nanovlm", "train", str(Path(run, "experiment.yaml")), f"seed={summary['seed'] + 1}"])
+    return [[*command, *options] for command in commands]
+
+
+def example_question(run: Path) -> tuple[Path, str] | None:
+    """A picture that a benchmark left in the run's folder, and what was asked about it."""
+    for picture in sorted(run.glob("evaluation/*/*-item*.png")):
+        step, _, item = picture.stem.partition("-item")
+        lines = picture.with_name(f"{step}.jsonl").read_text(encoding="utf-8").splitlines()
+        return picture, json.loads(lines[int(item)])["question"]
+    return None

@@ -6,6 +6,7 @@ Pictures stay the encoded bytes they are: only what is used is decoded, in the l
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from nanovlm.errors import DataError, SkipSample
-from nanovlm.hub import HubError, local_folder
+from nanovlm.hub import HubError, check_hub_id, local_folder, why
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -33,13 +34,17 @@ class Rows(Sequence[dict[str, Any]]):
 def load_rows(source: str, config_name: str | None, split: str, columns: Sequence[str], option: str = "source") -> Rows:
     """One split of ``source`` (a hub id or a folder), which must have ``columns``.
 
-    columns: names; ``texts.user`` is the field ``user`` within ``texts``, however many of them a row has.
+    columns: names; ``images[]`` is a list, and ``texts[].user`` the field ``user`` of each thing in the list ``texts``.
     Raises HubError if there is no such source, and DataError if it is not the dataset that was expected.
     """
-    from datasets import load_dataset
+    import datasets
 
     with _refusals(source, option):
-        table = load_dataset(_location(source), config_name, split=split)
+        builder = datasets.load_dataset_builder(_location(source), config_name)
+        builder.download_and_prepare()
+        if split in builder.info.splits and not builder.info.splits[split].num_examples:
+            return Rows(datasets.Dataset.from_dict({}))  # the library would refuse, and knows no columns
+        table = builder.as_dataset(split)
     found = _fields(table.features.arrow_schema)
     if missing := [column for column in columns if column not in found]:
         what = " ".join(filter(None, (source, config_name, split)))
@@ -76,35 +81,57 @@ def one_colour(colour: str) -> dict[str, Any]:
 
 
 def _location(source: str) -> str:
-    return str(local_folder(source) or source)
+    folder = local_folder(source)
+    return str(folder.resolve()) if folder else source  # a folder called `json` is not the library's reader of JSON
 
 
 @contextmanager
 def _refusals(source: str, option: str) -> Iterator[None]:
     """What the library raises, as ours: a source that is not to be had, or one that is not what was expected."""
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HFValidationError
+    import datasets
 
+    unreachable = None
+    if not local_folder(source):
+        check_hub_id(source, option)
+        unreachable = _unreachable(source)
+    offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, unreachable is not None
     try:
         yield
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
-        unreachable = isinstance(error, OSError | HFValidationError)  # no network, no such dataset, no hub id
-        if unreachable and not local_folder(source):
-            raise HubError(source, option, f"the Hugging Face hub did not give it ({reason})") from None
-        raise DataError(f"{option}: {source!r} cannot be read as a dataset ({reason})") from None
+    except Exception as error:  # of any library that this one builds on
+        if isinstance(error, OSError) and not local_folder(source):
+            raise HubError(source, option, why(unreachable or error)) from None
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise DataError(
+            f"{option}: {source!r} cannot be read as a dataset ({type(error).__name__}: {reason})"
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _unreachable(source: str) -> Exception | None:
+    """Why the hub gives no answer at all. The library itself would try for half a minute before it used its cache."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(source, timeout=10)
+    except HfHubHTTPError:  # an answer, about which the library has more to say
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 def _fields(fields: Any, prefix: str = "") -> list[str]:
-    """The names of a schema's fields, those within lists and structs after a dot."""
+    """The names of a schema's fields, with ``[]`` behind a list and those within structs after a dot."""
     import pyarrow
 
     names = []
     for field in fields:
-        names.append(f"{prefix}{field.name}")
-        kind = field.type
+        name, kind = f"{prefix}{field.name}", field.type
         while pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-            kind = kind.value_type
+            name, kind = f"{name}[]", kind.value_type
+        names.append(name)
         if pyarrow.types.is_struct(kind):
-            names += _fields(kind.fields, f"{prefix}{field.name}.")
+            names += _fields(kind.fields, f"{name}.")
     return names

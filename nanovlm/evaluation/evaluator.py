@@ -57,7 +57,7 @@ class Evaluation:
 
     def write(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
+        part = file.with_name(f"{file.name}.part")
         part.write_text(
             "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items), encoding="utf-8"
         )
@@ -111,6 +111,12 @@ class Questions:
         return Item(
             sample.id, benchmark.prompt(sample), prediction, benchmark.answer(sample), score, sample.category, skipped
         )
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Benchmarks' names as a run reports them: the second ``shapes`` of an experiment is ``shapes-2``."""
+    numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [name if number == 1 else f"{name}-{number}" for name, number in zip(names, numbers, strict=True)]
 
 
 def _controls(seed: int) -> dict[str, Callable[[Sequence[Sample]], list[Sample]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,14 +19,12 @@ RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#1f2328"
 
 
 def draw_gallery(samples: Sequence[Sample | Item], items: Sequence[Item], file: Path) -> None:
-    """Write a PNG of the first items that have a picture."""
-    shown = [
-        (sample.images[0], item)
-        for sample, item in zip(samples, items, strict=True)
-        if isinstance(sample, Sample) and sample.images and not item.skipped
-    ][: COLUMNS * ROWS]
+    """Write a PNG of the first items that have a picture (if any has), and one of a single item's picture alone."""
+    shown = [(sample.images[0], item) for _, sample, item in _with_pictures(samples, items)][: COLUMNS * ROWS]
+    if not shown:
+        return
     height = PICTURE + TEXT_LINES * LINE + 2 * MARGIN
-    rows = max(1, -(-len(shown) // COLUMNS))
+    rows = -(-len(shown) // COLUMNS)
     canvas = Image.new("RGB", (COLUMNS * WIDTH, rows * height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=15)
@@ -44,3 +42,19 @@ def draw_gallery(samples: Sequence[Sample | Item], items: Sequence[Item], file: 
             draw.text((x, y + i * LINE), line, fill=colour, font=font)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(file)
+    _save_example(samples, items, file)
+
+
+def _save_example(samples: Sequence[Sample | Item], items: Sequence[Item], gallery: Path) -> None:
+    """The picture of the first item that has just one, alone: to ask the model about (``<step>-item<number>.png``)."""
+    for i, sample, _ in _with_pictures(samples, items):
+        if len(sample.images) == 1:
+            open_image(sample.images[0]).save(gallery.with_name(f"{gallery.stem}-item{i}.png"))
+            return
+
+
+def _with_pictures(samples: Sequence[Sample | Item], items: Sequence[Item]) -> Iterator[tuple[int, Sample, Item]]:
+    """Number, sample and item of what was asked about pictures."""
+    for i, (sample, item) in enumerate(zip(samples, items, strict=True)):
+        if isinstance(sample, Sample) and sample.images and not item.skipped:
+            yield i, sample, item

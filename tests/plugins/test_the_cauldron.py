@@ -1,0 +1,222 @@
+import pickle
+
+import datasets
+import pytest
+from hf_folder import cauldron_features, cauldron_row, encoded, write_dataset
+
+from nanovlm import ConfigError, DataError, ImageSpec, SkipSample, Turn
+from nanovlm.blueprint import Part, open_dataset
+from nanovlm.data.conversation import TextFormat, byte_tokenizer
+from nanovlm.data.images import open_image
+from nanovlm.data.loader import Mixture, Packing, Preparation, Steps, load
+from nanovlm.experiment import Data
+
+BROKEN = {"bytes": b"no picture", "path": None}
+SUBSETS = {
+    "colours": [
+        cauldron_row("red", ("What colour?", "Red.")),
+        cauldron_row("blue", ("What colour is this?", "Blue."), ("And the background?", "None.")),
+        cauldron_row("green", ("What colour?", "Green.")),
+    ],
+    "pairs": [
+        cauldron_row("red lime blue", ("Which is <image> but not <image> or <image>?", "The first.")),
+        cauldron_row("red blue", ("Are they the same?", "No.")),
+    ],
+    "words": [cauldron_row("", ("What is two and two?", "Four."))],
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    return str(write_dataset(tmp_path_factory.mktemp("cauldron"), SUBSETS, cauldron_features()))
+
+
+@pytest.fixture
+def open_split(registries):
+    """Open a split as a run does."""
+
+    def open_split(source: str, split: str = "train", **options):
+        options = {"subsets": "all", "source": source, **options}
+        return open_dataset(Part.of(registries.datasets, "data.train.0", "the_cauldron", options), split)
+
+    return open_split
+
+
+def samples(dataset) -> list:
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def test_a_row_becomes_a_conversation_about_its_pictures(open_split, source):
+    found = {sample.id: sample for sample in samples(open_split(source))}
+    assert found["colours/1"].turns == [Turn("What colour is this?", "Blue."), Turn("And the background?", "None.")]
+    assert found["pairs/0"].images == [encoded(colour) for colour in ("red", "lime", "blue")]  # still encoded
+    assert found["words/0"].images == []
+    assert {sample.category for sample in found.values()} == set(SUBSETS)
+    for name, rows in SUBSETS.items():
+        for i, row in enumerate(rows):
+            sample = found[f"{name}/{i}"]
+            assert [(turn.user, turn.assistant) for turn in sample.turns] == [
+                (text["user"], text["assistant"]) for text in row["texts"]
+            ]
+            assert len(sample.images) == len(row["images"])
+
+
+def test_pictures_can_be_decoded(open_split, source):
+    sample = open_split(source, subsets="pairs")[0]
+    assert [open_image(image).getpixel((0, 0)) for image in sample.images] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_subsets_come_in_the_order_they_are_named(open_split, source):
+    dataset = open_split(source, subsets=["words", "colours"])
+    assert [dataset.id(i) for i in range(len(dataset))] == ["words/0", "colours/0", "colours/1", "colours/2"]
+    assert [dataset.id(i) for i in range(len(dataset))] == [sample.id for sample in samples(dataset)]
+
+
+@pytest.mark.parametrize("subsets", ["all", ["all"], ["words", "all"]], ids=str)
+def test_all_takes_every_subset(open_split, source, subsets):
+    assert {sample.category for sample in samples(open_split(source, subsets=subsets))} == set(SUBSETS)
+
+
+@pytest.mark.parametrize(("max_rows", "expected"), [(0, 6), (1, 3), (2, 5), (100, 6)])
+def test_max_rows_takes_the_first_ones_of_each_subset(open_split, source, max_rows, expected):
+    dataset, whole = open_split(source, max_rows=max_rows), open_split(source)
+    assert len(dataset) == expected
+    kept = [sample for sample in samples(whole) if not max_rows or int(sample.id.partition("/")[2]) < max_rows]
+    assert samples(dataset) == kept
+
+
+def test_an_id_stays_the_same_whatever_else_is_taken(open_split, source):
+    alone = {sample.id: sample for sample in samples(open_split(source, subsets="pairs"))}
+    among = {sample.id: sample for sample in samples(open_split(source, max_rows=2))}
+    assert alone == {name: among[name] for name in ("pairs/0", "pairs/1")}
+
+
+def test_only_the_first_picture_can_be_taken(open_split, source):
+    for sample, whole in zip(
+        samples(open_split(source, images="first")), samples(open_split(source, images="all")), strict=True
+    ):
+        assert sample.images == whole.images[:1]
+        assert sample.turns == whole.turns
+
+
+@pytest.mark.parametrize("index", [-1, 6, 100])
+def test_an_index_beyond_the_ends_is_an_error(open_split, source, index):
+    dataset = open_split(source)
+    for read in (dataset.__getitem__, dataset.id):
+        with pytest.raises(IndexError):
+            read(index)
+
+
+def test_it_travels_to_a_worker(open_split, source):
+    dataset = open_split(source)
+    assert samples(pickle.loads(pickle.dumps(dataset))) == samples(dataset)
+
+
+def test_an_unknown_subset_names_the_nearest(open_split, source):
+    with pytest.raises(ConfigError) as caught:
+        open_split(source, subsets=["words", "color"])
+    assert str(caught.value).splitlines() == [
+        "data.train.0: subsets: unknown subset 'color'. Did you mean 'colours'?",
+        "  Known here: colours, pairs, words",
+        f"  in {source!r}; `all` takes them all",
+    ]
+
+
+def test_the_default_subsets_are_those_of_the_recipe(registries):
+    subsets = registries.datasets.configure("the_cauldron", {}).subsets
+    assert len(subsets) == len(set(subsets)) == 45
+    assert not {"clevr_math", "okvqa", "spot_the_diff", "nlvr2", "mimic_cgd"} & set(subsets)
+
+
+def test_no_subset_at_all_is_refused(open_split, source):
+    with pytest.raises(ConfigError, match=r"data\.train\.0\.subsets=\[\]: list should have at least 1 item"):
+        open_split(source, subsets=[])
+
+
+def test_rows_of_another_form_are_refused(open_split, tmp_path):
+    from datasets import Image, Value
+
+    rows = [{"image": None, "caption": "a cat"}]
+    other = write_dataset(tmp_path / "other", {"some": rows}, {"image": Image(), "caption": Value("string")})
+    with pytest.raises(DataError) as caught:
+        open_split(str(other))
+    assert str(caught.value) == (
+        f"data.train.0: source: the rows of '{other} some train' have no images[], texts[].user, texts[].assistant; "
+        "expected are images[], texts[].user, texts[].assistant, "
+        "and there are image, image.bytes, image.path, caption"
+    )
+
+
+def test_an_empty_dataset_is_refused(open_split, tmp_path):
+    empty = write_dataset(tmp_path / "empty", {"some": []}, cauldron_features())
+    with pytest.raises(DataError, match=r"^data\.train\.0: the_cauldron has no sample in its train split$"):
+        open_split(str(empty))
+
+
+def test_an_empty_subset_shifts_nothing(open_split, tmp_path):
+    subsets = {"first": SUBSETS["words"], "none": [], "last": SUBSETS["words"]}
+    dataset = open_split(str(write_dataset(tmp_path / "some", subsets, cauldron_features())))
+    assert [sample.id for sample in samples(dataset)] == ["first/0", "last/0"]
+
+
+def test_it_is_for_training_only(open_split, source):
+    with pytest.raises(DataError, match="has no sample in its test split"):
+        open_split(source, "test")
+
+
+@pytest.mark.parametrize(
+    ("source", "tried"),
+    [
+        ("owner/gone", "it is not in the cache of the Hugging Face hub, and HF_HUB_OFFLINE is set"),
+        ("./gone", "it is no hub id either (owner/name)"),
+    ],
+)
+def test_a_source_that_is_not_to_be_had_says_what_was_tried(open_split, tmp_path, monkeypatch, source, tried):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        open_split(source)
+    assert str(caught.value).splitlines() == [
+        f"data.train.0.source: {source!r} is no folder here, and {tried}.",
+        "  Without network, point it at a folder: data.train.0.source=FOLDER",
+    ]
+
+
+def test_what_a_row_leaves_empty_is_no_crash(open_split, tmp_path):
+    rows = [
+        cauldron_row("red", (None, "Red."), ("What?", None)),
+        {"images": None, "texts": [{"user": "Why?", "assistant": "So.", "source": None}]},
+        {"images": [], "texts": None},
+        {"images": [None], "texts": [{"user": "a", "assistant": "b", "source": None}]},
+    ]
+    dataset = open_split(str(write_dataset(tmp_path / "holes", {"some": rows}, cauldron_features())))
+    assert dataset[0].turns == [Turn("", "Red."), Turn("What?", "")]
+    assert (dataset[1].images, dataset[1].turns) == ([], [Turn("Why?", "So.")])
+    assert dataset[2].turns == []
+    with pytest.raises(SkipSample, match="no picture"):
+        dataset[3]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_used_is_skipped_and_counted(open_split, tmp_path, workers):
+    rows = [
+        *SUBSETS["colours"],
+        cauldron_row("red", ("What?", None)),
+        {**cauldron_row("red", ("What?", "Red.")), "images": [BROKEN]},
+        {**cauldron_row("red", ("What?", "Red.")), "images": [None]},
+        {"images": [], "texts": []},
+        *SUBSETS["words"],
+    ]
+    dataset = open_split(str(write_dataset(tmp_path / "broken", {"some": rows}, cauldron_features())))
+    data = Data.model_validate({"train": ["the_cauldron"], "validation": {"share": 0.0}, "max_text_tokens": 200})
+    prepare = Preparation(TextFormat(byte_tokenizer(), "question_answer"), ImageSpec(4), data)
+    steps = Steps(Mixture([dataset], [1.0], data, seed=0), prepare, Packing(2, 1000, 256), len(rows), len(rows))
+    (step,) = load(steps, workers)
+    assert step.skipped == {"undecodable picture": 1, "no picture": 1, "no answer": 1, "no turn": 1}
+    assert step.num_samples == 4
+    shown = {tuple(pixels[:, 0, 0].tolist()) for row in step.rows for pixels in row.pixels}
+    assert shown == {(255, 0, 0), (0, 0, 255), (0, 128, 0)}
