@@ -186,13 +186,15 @@ def open_dataset(part: Part, split: Split) -> Dataset:
     with located(part.where):
         dataset: Dataset = part.cls(part.config, split)
         if not len(dataset):
-            raise DataError(f"{part.name} has no sample in its {split} split")
+            raise DataError(
+                f"{part.name} has no sample in its {split} split; `nanovlm list {part.name}` shows its options"
+            )
         return dataset
 
 
 def open_benchmark(part: Part) -> Benchmark:
     """Build a dataset that can be asked and scored."""
-    dataset = open_dataset(part, "test")
-    if not isinstance(dataset, Benchmark):
+    if not issubclass(part.cls, Benchmark):
         raise DataError(f"{part.where}: {part.name} is for training only; a benchmark has prompt, answer and score")
-    return dataset
+    benchmark: Benchmark = open_dataset(part, "test")  # type: ignore[assignment]
+    return benchmark

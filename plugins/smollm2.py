@@ -14,7 +14,8 @@ from nanovlm.attention import KVCache, Segments, attention, rotary_table, rotate
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
 from nanovlm.weights import load_weights, read_json, read_tensors
 
-KNOWN = "HuggingFaceTB/SmolLM2-135M"  # its architecture is the defaults below, so planning it needs no network
+# Their architecture is the defaults below, so planning them needs no network.
+KNOWN = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -165,7 +166,7 @@ def architecture(weights: str) -> dict[str, Any]:
     """The options that a checkpoint's ``config.json`` decides; CheckpointError if this decoder cannot represent it."""
     text_options = TextConfig.model_fields
     defaults = {key: field.default for key, field in SmolLM2.Config.model_fields.items() if key not in text_options}
-    if weights == KNOWN:
+    if weights in KNOWN:
         return defaults
     folder = fetch(weights, CONFIG)
     config = read_json(folder / "config.json")

@@ -6,12 +6,11 @@ from plugin_files import plugin
 from tiny import tiny_experiment, tiny_recipe
 
 from nanovlm import ConfigError, DataError, NanoVLMError, load_experiment, load_plugins
-from nanovlm.blueprint import Recipe, collected, located, open_benchmark, open_dataset
+from nanovlm.blueprint import Part, Recipe, collected, located, open_benchmark, open_dataset
 from nanovlm.yaml_reader import dump_yaml
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-RANDOM = ["vision_encoder.weights=random", "language_decoder.weights=random"]
 
 
 @pytest.fixture
@@ -24,15 +23,6 @@ def refused(registries):
         return str(caught.value)
 
     return refused
-
-
-def without_network(file: Path, registries) -> Recipe:
-    """The recipe of an experiment file, with random weights where only the hub knows the architecture."""
-    try:
-        return Recipe.of(load_experiment(file), registries)
-    except ConfigError as error:
-        assert "weights" in str(error) and "is no folder here" in str(error)
-        return Recipe.of(load_experiment(file, RANDOM), registries)
 
 
 def test_an_experiment_becomes_parts_in_their_places():
@@ -201,7 +191,7 @@ def test_a_dump_writes_every_option_out():
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(FOLDER)) for file in FILES])
 def test_a_dump_is_an_experiment_that_means_the_same(file, registries, tmp_path):
-    recipe = without_network(file, registries)
+    recipe = Recipe.of(load_experiment(file), registries)
     written = tmp_path / "experiment.yaml"
     written.write_text(dump_yaml(recipe.dump()))
     again = Recipe.of(load_experiment(written), registries)
@@ -239,4 +229,10 @@ def test_an_empty_dataset_says_where_it_stands():
 def test_a_benchmark_must_be_one():
     (part,) = tiny_recipe("benchmarks=[{name: the_cauldron, source: tiny}]").benchmarks
     with pytest.raises(DataError, match=r"^benchmarks\.0: the_cauldron "):
+        open_benchmark(part)
+
+
+def test_a_dataset_without_questions_is_no_benchmark(registries):
+    part = Part.of(registries.datasets, "benchmarks.0", "the_cauldron", {"source": "tiny"})
+    with pytest.raises(DataError, match=r"^benchmarks\.0: the_cauldron is for training only; a benchmark has prompt"):
         open_benchmark(part)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanovlm import ConfigError, VisionLanguageModel, load_experiment, load_plugins, train
+from nanovlm import VisionLanguageModel, load_experiment, load_plugins, train
 from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.planning import plan
 
@@ -59,14 +59,7 @@ def test_the_two_that_the_readme_names_are_there():
 
 @every_experiment
 def test_it_is_planned_without_network(file):
-    """A checkpoint whose architecture no plugin knows takes its config.json, and the message says what to do."""
-    try:
-        planned = plan(Recipe.of(load_experiment(file), REGISTRIES))
-    except ConfigError as error:
-        message = str(error)
-        assert "Without network, point it at a folder: " in message
-        role = message.partition(".weights: ")[0]
-        planned = plan(Recipe.of(load_experiment(file, [f"{role}.weights=random"]), REGISTRIES))
+    planned = plan(Recipe.of(load_experiment(file), REGISTRIES))
     assert planned.name == file.stem
     assert planned.trained_parameters > 0
     assert planned.longest_sample <= load_experiment(file).training.tokens_per_row

@@ -12,6 +12,7 @@ from nanovlm.cli.evaluate import described
 from nanovlm.cli.options import ExperimentFile, Overrides, PluginFiles
 from nanovlm.experiment import load_experiment
 from nanovlm.training.launch import train
+from nanovlm.training.run import plugin_copies
 
 
 def command(
@@ -52,7 +53,7 @@ def report(summary: dict[str, Any]) -> list[str]:
 def next_commands(summary: dict[str, Any], plugins: Sequence[str]) -> list[list[str]]:
     """What to try on this run: ask its model, score it again, train it from another seed."""
     run = summary["run"]
-    options = [word for file in plugins for word in ("--plugin", str(Path(run, Path(file).name)))]
+    options = [word for copy in plugin_copies(Path(run), plugins).values() for word in ("--plugin", str(copy))]
     commands = []
     if asked := example_question(Path(run)):
         picture, question = asked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from nanovlm.blueprint import Recipe, open_benchmark, open_dataset
 from nanovlm.data.loader import HeldOut, Mixture, Packing, Preparation, Steps
-from nanovlm.evaluation.evaluator import Questions
+from nanovlm.evaluation.evaluator import Questions, numbered
 from nanovlm.experiment import Experiment
 from nanovlm.model import VisionLanguageModel
 from nanovlm.planning import check_lengths
@@ -57,12 +56,9 @@ def open_mixture(recipe: Recipe) -> Mixture:
 
 def open_benchmarks(recipe: Recipe) -> list[Questions]:
     """The experiment's benchmarks; a second one of a name is called ``name-2``."""
-    questions, seen = [], Counter[str]()
-    for part, choice in zip(recipe.benchmarks, recipe.experiment.benchmarks, strict=True):
-        seen[part.name] += 1
-        name = part.name if seen[part.name] == 1 else f"{part.name}-{seen[part.name]}"
-        questions.append(Questions(name, open_benchmark(part), choice.limit))
-    return questions
+    names = numbered([part.name for part in recipe.benchmarks])
+    chosen = zip(names, recipe.benchmarks, recipe.experiment.benchmarks, strict=True)
+    return [Questions(name, open_benchmark(part), choice.limit) for name, part, choice in chosen]
 
 
 def lay_out_steps(recipe: Recipe, model: VisionLanguageModel, mixture: Mixture) -> tuple[Steps, HeldOut]:

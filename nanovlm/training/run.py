@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.components import ComponentConfig, Tracker
 from nanovlm.errors import ConfigError
+from nanovlm.evaluation.evaluator import numbered
 from nanovlm.yaml_reader import dump_yaml
 
 PACKAGES = ("nanovlm", "torch", "transformers", "timm", "datasets", "tokenizers", "safetensors", "pillow", "pydantic")
@@ -83,8 +85,8 @@ class Run:
                 "initial_weights": {role: fingerprint(getattr(model, role)) for role in ROLES},
             },
         )
-        for file in recipe.registries.files:
-            self.write(self.folder / Path(file).name, Path(file).read_text(encoding="utf-8"))
+        for file, copy in plugin_copies(self.folder, recipe.registries.files).items():
+            self.write(copy, file.read_text(encoding="utf-8"))
 
 
 class MetricsLog(Tracker):
@@ -102,6 +104,13 @@ class MetricsLog(Tracker):
     def _append(self, line: dict[str, Any]) -> None:
         with self.run.metrics.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+
+
+def plugin_copies(folder: Path, files: Sequence[str]) -> dict[Path, Path]:
+    """Plugins that were given by path, and where a run keeps its copies of them."""
+    paths = list(dict.fromkeys(Path(file).resolve() for file in files))
+    names = numbered([path.stem for path in paths])  # two files may have one name
+    return {path: folder / f"{name}.py" for path, name in zip(paths, names, strict=True)}
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -61,7 +61,10 @@ def test_it_travels_to_a_worker(open_rows):
 
 def test_there_is_nothing_to_train_on(registries):
     part = Part.of(registries.datasets, "data.train.0", "mmstar", {"source": "tiny"})
-    with pytest.raises(DataError, match=r"^data\.train\.0: mmstar has no sample in its train split$"):
+    with pytest.raises(
+        DataError,
+        match=r"^data\.train\.0: mmstar has no sample in its train split; `nanovlm list mmstar` shows its options$",
+    ):
         open_dataset(part, "train")
 
 
@@ -119,7 +122,10 @@ def test_a_source_without_the_split_is_refused(open_rows):
 
 
 def test_without_rows_there_is_nothing_to_ask(open_rows):
-    with pytest.raises(DataError, match=r"^benchmarks\.0: mmstar has no sample in its test split$"):
+    with pytest.raises(
+        DataError,
+        match=r"^benchmarks\.0: mmstar has no sample in its test split; `nanovlm list mmstar` shows its options$",
+    ):
         open_rows()
 
 

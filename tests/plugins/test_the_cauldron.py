@@ -154,7 +154,9 @@ def test_rows_of_another_form_are_refused(open_split, tmp_path):
 
 def test_an_empty_dataset_is_refused(open_split, tmp_path):
     empty = write_dataset(tmp_path / "empty", {"some": []}, cauldron_features())
-    with pytest.raises(DataError, match=r"^data\.train\.0: the_cauldron has no sample in its train split$"):
+    with pytest.raises(
+        DataError, match=r"^data\.train\.0: the_cauldron has no sample in its train split; `nanovlm list the_cauldron`"
+    ):
         open_split(str(empty))
 
 
@@ -165,7 +167,7 @@ def test_an_empty_subset_shifts_nothing(open_split, tmp_path):
 
 
 def test_it_is_for_training_only(open_split, source):
-    with pytest.raises(DataError, match="has no sample in its test split"):
+    with pytest.raises(DataError, match="the_cauldron has no sample in its test split"):
         open_split(source, "test")
 
 

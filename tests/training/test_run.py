@@ -117,3 +117,13 @@ def test_provenance_names_what_the_run_was_made_of(run, faulty):
     assert all(len(plugin["sha256"]) == 64 for plugin in plugins.values())
     assert set(provenance["initial_weights"]) == {"vision_encoder", "projector", "language_decoder"}
     assert (finished.folder / FAULTY.name).read_text() == FAULTY.read_text()
+
+
+def test_two_plugin_files_of_one_name_are_both_kept(run, faulty, tmp_path):
+    faults = faulty(size=8, broken=[])
+    other = tmp_path / "other" / FAULTY.name
+    other.parent.mkdir()
+    other.write_text(FAULTY.read_text().replace('"faulty"', '"faulty_too"'))
+    finished = run(faults["override"], plugin_files=[*faults["plugin_files"], str(other)])
+    assert (finished.folder / "faulty_plugin.py").read_text() == FAULTY.read_text()
+    assert (finished.folder / "faulty_plugin-2.py").read_text() == other.read_text()
