@@ -1,4 +1,4 @@
-"""Which samples belong to which step, and the worker processes that prepare them.
+"""Which samples belong to which step, prepared and packed.
 
 The order is a pure function of (seed, epoch, index), so the position of a run is the number of its steps, and neither
 the number of workers nor a skipped sample shifts anything.
@@ -6,17 +6,13 @@ the number of workers nor a skipped sample shifts anything.
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from nanovlm.components import Dataset, ImageSpec, Sample
 from nanovlm.data.conversation import TextFormat
@@ -186,44 +182,3 @@ class HeldOut:
     def __getitem__(self, step: int) -> Step:
         members = self.mixture.held_out[step * self.size : (step + 1) * self.size]
         return self.packing.step(_Samples(self.mixture.datasets, members), self.prepare)
-
-
-class _Portable:
-    """Steps that survive the way into a spawned worker, which must first load the plugins given by path."""
-
-    def __init__(self, steps: Steps | HeldOut, plugin_files: Sequence[str]) -> None:
-        self.steps, self.plugin_files = steps, tuple(plugin_files)
-
-    def __getitem__(self, step: int) -> Step:
-        return self.steps[step]
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"plugin_files": self.plugin_files, "steps": pickle.dumps(self.steps)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from nanovlm.plugins import load_plugins
-
-        load_plugins(state["plugin_files"])
-        self.plugin_files, self.steps = state["plugin_files"], pickle.loads(state["steps"])
-
-
-def load(
-    steps: Steps | HeldOut, workers: int, pin_memory: bool = False, plugin_files: Sequence[str] = ()
-) -> Iterator[Step]:
-    """The steps in order, prepared ahead by ``workers`` processes (0: in this one, when asked for)."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of its own would not survive the fork
-    loader: DataLoader[Step] = DataLoader(
-        _Portable(steps, plugin_files),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=range(len(steps)),
-        num_workers=workers,
-        pin_memory=pin_memory,
-    )
-    return iter(loader)
-
-
-def num_workers(choice: int | str) -> int:
-    return min(8, (os.cpu_count() or 1) // 2) if choice == "auto" else int(choice)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from nanovlm.components import Tracker
-from nanovlm.data.loader import HeldOut, Step, Steps, load, num_workers
+from nanovlm.data.loader import HeldOut, Step, Steps
 from nanovlm.data.packing import PackedRow
+from nanovlm.data.workers import load, num_workers
 from nanovlm.errors import DataError
 from nanovlm.evaluation.evaluator import Evaluation, Questions
 from nanovlm.evaluation.gallery import draw_gallery

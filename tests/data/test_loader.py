@@ -10,7 +10,8 @@ from PIL import Image
 
 from nanovlm import DataError, Dataset, ImageSpec, Sample, SkipSample, Turn, load_plugins
 from nanovlm.data.conversation import TextFormat, byte_tokenizer
-from nanovlm.data.loader import HeldOut, Mixture, Packing, Preparation, Step, Steps, _Portable, is_held_out, load
+from nanovlm.data.loader import HeldOut, Mixture, Packing, Preparation, Step, Steps, is_held_out
+from nanovlm.data.workers import _Portable, load
 from nanovlm.experiment import Data
 
 BROKEN = {3: "gone", 8: "gone", 20: "no answer", 21: "too long", 22: "undecodable picture", 23: "too many pictures"}

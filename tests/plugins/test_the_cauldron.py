@@ -8,7 +8,8 @@ from nanovlm import ConfigError, DataError, ImageSpec, SkipSample, Turn
 from nanovlm.blueprint import Part, open_dataset
 from nanovlm.data.conversation import TextFormat, byte_tokenizer
 from nanovlm.data.images import open_image
-from nanovlm.data.loader import Mixture, Packing, Preparation, Steps, load
+from nanovlm.data.loader import Mixture, Packing, Preparation, Steps
+from nanovlm.data.workers import load
 from nanovlm.experiment import Data
 
 BROKEN = {"bytes": b"no picture", "path": None}
