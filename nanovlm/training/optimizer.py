@@ -42,12 +42,16 @@ class Optimizer:
         return {group["role"]: group["lr"] for group in self.adamw.param_groups}
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        if loss.requires_grad:  # not so where only the projector is trained, and a row has no picture
+            self.scaler.scale(loss).backward()
 
     def step(self) -> Tensor:
         """Update the weights from the gradients gathered since the last call; the gradient's norm before clipping."""
-        self.scaler.unscale_(self.adamw)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not gradients:
+            self.advance()
+            return torch.zeros(())
+        self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)

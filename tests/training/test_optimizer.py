@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_experiment, tiny_model
+from tiny import example, tiny_experiment, tiny_model
 
-from nanovlm import ConfigError
+from nanovlm import ConfigError, Turn
+from nanovlm.data.packing import pack_row
 from nanovlm.training.optimizer import Optimizer, schedule
 from nanovlm.training.precision import Precision
+from nanovlm.training.run import fingerprint
 
 FROZEN = {role: f"training.learning_rate.{role}=0" for role in ("vision_encoder", "projector", "language_decoder")}
 
@@ -115,3 +117,15 @@ def test_a_component_is_thawed_for_a_new_optimizer():
 def test_a_run_in_which_everything_is_frozen_is_refused():
     with pytest.raises(ConfigError, match=r"training\.learning_rate: .*nothing to train"):
         optimizer_of(tiny_model(), *FROZEN.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_without_a_picture_a_projector_alone_learns_nothing(precision):
+    """A step of text only, when the backbones are frozen: there is no gradient, and the schedule goes on."""
+    model = tiny_model()
+    config = tiny_experiment(FROZEN["vision_encoder"], FROZEN["language_decoder"]).training
+    optimizer = Optimizer(model, config, 10, Precision(precision, torch.device("cpu")))
+    before = fingerprint(model)
+    optimizer.backward(model(pack_row([example(model, [Turn("Hi?", "yes")])], model.num_image_tokens)))
+    assert float(optimizer.step()) == 0
+    assert (fingerprint(model), optimizer.step_number) == (before, 1)
