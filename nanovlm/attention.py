@@ -149,9 +149,16 @@ def attention(
     return cache.attention(layer, q, k, v, segments)
 
 
-def rotary_table(head_dim: int, max_positions: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (P, d/2) of rotary positions (Su et al. 2021, arXiv 2104.09864), for all layers."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+def rotary_table(
+    head_dim: int, max_positions: int, theta: float, rescale: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (P, d/2) of rotary positions (Su et al. 2021, arXiv 2104.09864), for all layers.
+
+    ``rescale`` gets the frequencies (d/2,), in radians a position, and gives those that are to be used.
+    """
+    frequencies = 1 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if rescale:
+        frequencies = rescale(frequencies)
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
 

@@ -13,9 +13,9 @@ planned on the ``meta`` device without weights, network or GPU:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,6 +26,7 @@ from nanovlm.errors import ConfigError, explain
 if TYPE_CHECKING:
     from nanovlm.attention import Segments
     from nanovlm.data.images import ImageSource
+    from nanovlm.evaluation.evaluator import Answered, Item
     from nanovlm.training.run import Run
 
 
@@ -51,6 +52,9 @@ def parse(schema: type[SchemaT], options: Any, where: str, also: Iterable[str] =
 
 class ComponentConfig(Schema):
     """The options of one component. Defaults build the real thing; ``tiny()`` builds it in milliseconds, for tests."""
+
+    known_sizes: ClassVar[dict[str, int]] = {}
+    """Bytes to download, at most, for well-known hub ids; `nanovlm plan` calls other sizes unknown."""
 
     def resolved(self) -> Self:
         """The same options with everything filled in that a checkpoint's ``config.json`` decides."""
@@ -86,6 +90,16 @@ class PatchGrid:
     height: int
     width: int
     dim: int
+
+    def blocks(self, factor: int) -> tuple[int, int, int, int]:
+        """(H/r, r, W/r, r), to ``unflatten`` N patches into r x r blocks; a ConfigError lists the factors that work."""
+        if self.height % factor or self.width % factor:
+            suited = [r for r in range(1, self.height + 1) if self.height % r == 0 == self.width % r]
+            raise ConfigError(
+                f"factor={factor} must divide the {self.height} x {self.width} patch grid; "
+                f"{', '.join(map(str, suited))} do"
+            )
+        return self.height // factor, factor, self.width // factor, factor
 
 
 class Component(nn.Module):
@@ -165,15 +179,39 @@ class Sample:
     id: str
     choices: list[str] | None = None
     category: str | None = None
+    subcategory: str | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many turns of it the dataset left out, by reason: counted and reported."""
+
+
+class Subset(NamedTuple):
+    """Neighbouring samples of a dataset, and how often an epoch passes over them."""
+
+    name: str
+    size: int
+    weight: float = 1.0
+
+
+class Row(NamedTuple):
+    """A sample of a stream before anything is made of it: its id, what it is made of (picklable), and its subset."""
+
+    id: str
+    content: Any
+    subset: str = ""
 
 
 Split = Literal["train", "test"]
 
 
 class Dataset:
-    """``(config, split)``: samples by index, always the same ones. The core takes its validation share of ``train``."""
+    """``(config, split)``: samples by index, always the same ones. The core takes its validation share of ``train``.
+
+    Samples that can only be had one after another are a stream: ``streaming`` is true, ``stream`` and ``sample`` take
+    the place of all other methods, and there is no length.
+    """
 
     Config: ClassVar[type[ComponentConfig]]
+    streaming: bool = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -186,11 +224,25 @@ class Dataset:
         """``self[index].id``, without reading the sample: it decides what belongs to the validation share."""
         raise NotImplementedError
 
+    def subsets(self) -> Sequence[Subset]:
+        """All indices in order, by subset: each has a weight, and what is skipped is counted for each."""
+        return [Subset("", len(self))]
+
+    def stream(self) -> Iterator[Row]:
+        """One pass over all rows, always in the same order; read in the trainer's process."""
+        raise NotImplementedError
+
+    def sample(self, row: Row) -> Sample:
+        """What a row holds, made in a worker. May raise ``SkipSample(reason)``."""
+        raise NotImplementedError
+
 
 class Benchmark(Dataset):
     """A dataset whose ``test`` split can also be asked and scored."""
 
     max_new_tokens: int = 32
+    bare_decoder: bool = False
+    """Whether a run also asks its language decoder alone, before it is trained, the questions without pictures."""
 
     def prompt(self, sample: Sample) -> str:
         """What the model is asked: by default the user's words of the first turn."""
@@ -203,6 +255,14 @@ class Benchmark(Dataset):
     def score(self, prediction: str, sample: Sample) -> float:
         """0 to 1: how right it is. By default 1 if it equals the answer, letter case and full stop aside."""
         return float(_plain(prediction) == _plain(self.answer(sample)))
+
+    def measures(self, items: Sequence[Item], controls: Mapping[str, float]) -> dict[str, Any]:
+        """Figures of the benchmark's own, by name, that stand beside the accuracy; an ``x_ci95`` is ``x_accuracy``'s.
+
+        controls: the accuracies of the same questions under other conditions: with the pictures ``shuffled``, with
+        ``no_image``, and the ``bare_decoder``'s. Only those that were asked: on the way of a run none is.
+        """
+        return {}
 
 
 def _plain(text: str) -> str:
@@ -223,11 +283,14 @@ class Tracker:
     def step_finished(self, metrics: dict[str, float]) -> None:
         """After each step, one step late, so that the device is never waited for."""
 
-    def evaluated(self, results: dict[str, Any]) -> None:
-        """After each validation or benchmark."""
+    def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:
+        """After each validation or benchmark; of a benchmark with its samples, and what the model said about them."""
 
     def finished(self, summary: dict[str, Any]) -> None:
         """Once at the end, with what ``summary.json`` holds."""
+
+    def failed(self, error: BaseException) -> None:
+        """Once, in the place of ``finished``, where an error or an interrupt ends the run: leave everything tidy."""
 
 
 def device_of(module: nn.Module) -> torch.device:

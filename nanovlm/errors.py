@@ -4,12 +4,17 @@ Every error here is a small tutorial: where, what, and the likely fix. The comma
 traceback and exits with status 2; anything else that is raised is a bug in nanovlm.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from nanovlm.components import Sample
 
 
 class NanoVLMError(Exception):
@@ -33,11 +38,14 @@ class CheckpointError(NanoVLMError):
 
 
 class SkipSample(Exception):
-    """Raised for one sample that cannot be used: it is left out of its step and counted under ``reason``."""
+    """Raised for one sample that cannot be used: it is left out of its step and counted under ``reason``.
 
-    def __init__(self, reason: str) -> None:
+    sample: what is known of it all the same, so that a benchmark's table can count it where it belongs.
+    """
+
+    def __init__(self, reason: str, sample: Sample | None = None) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.sample = reason, sample
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

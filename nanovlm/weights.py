@@ -29,6 +29,34 @@ def read_json(file: Path) -> dict[str, object]:
     return content
 
 
+def read_checkpoint_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's ``config.json``; a CheckpointError if what it describes cannot be trained."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} is quantized, which cannot be trained: name the checkpoint that it was made from"
+        )
+    return config
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """What a model folder says of its pictures' preprocessing; nothing where it does not."""
+    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        if file.is_file():
+            content: dict[str, Any] = read_json(file)
+            return content.get("image_processor", content)  # of a processor of text and pictures
+    return {}
+
+
+def differing(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """The keys of a checkpoint's config, with their values, that say something else than ``expected``, if anything."""
+    return [
+        f"{key}={config[key]!r}"
+        for key, value in expected.items()
+        if config.get(key) is not None and config[key] != value
+    ]
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's ``model.safetensors``, whole or in shards (never a pickle)."""
     index = folder / "model.safetensors.index.json"

@@ -1,19 +1,21 @@
-"""SigLIP's vision tower in plain PyTorch.
+"""SigLIP's vision tower in plain PyTorch; SigLIP 2's of a fixed resolution is the same.
 
-Source: Zhai et al. 2023, arXiv 2303.15343. The towers are pre-norm vision transformers (Dosovitskiy et al. 2020,
-arXiv 2010.11929) without a class token: every output is a patch.
+Source: Zhai et al. 2023, arXiv 2303.15343; Tschannen et al. 2025, arXiv 2502.14786 (SigLIP 2). The towers are pre-norm
+vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) without a class token: every output is a patch.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
 from nanovlm import CheckpointError, ComponentConfig, ConfigError, ImageSpec, PatchGrid, VisionEncoder, hookimpl
+from nanovlm.components import parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
-from nanovlm.weights import load_weights, read_json, read_tensors
+from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_preprocessor, read_tensors
 
 KNOWN = "google/siglip-base-patch16-224"  # its architecture is the defaults below, so planning it needs no network
 Positive = Annotated[int, Field(ge=1)]
@@ -21,10 +23,11 @@ Positive = Annotated[int, Field(ge=1)]
 
 class Siglip(VisionEncoder):
     class Config(ComponentConfig):
+        known_sizes = {"google/siglip-base-patch16-224": 813_000_000}  # the text tower, which is not used, included
         weights: str = "random"
         """A hub id, a folder, or `random`."""
         image_size: Positive = 224
-        """Pixels along each side of the (square) picture."""
+        """Pixels along each side of the (square) picture; another size than the checkpoint's interpolates positions."""
         patch_size: Positive = 16
         """Pixels along each side of a patch."""
         hidden_size: Positive = 768
@@ -35,7 +38,7 @@ class Siglip(VisionEncoder):
         num_attention_heads: Positive = 12
         layer_norm_eps: float = 1e-6
         resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-        """Pillow's filter for resizing pictures."""
+        """Pillow's filter for resizing pictures; by default the checkpoint's."""
 
         @classmethod
         def tiny(cls) -> Self:
@@ -51,19 +54,23 @@ class Siglip(VisionEncoder):
         def resolved(self) -> Self:
             if self.weights == "random":
                 return self
-            return self.fill_in(architecture(self.weights))
+            found = architecture(self.weights)
+            chosen = self.model_fields_set & {"image_size", "resample"}  # the user's, where the architecture is not
+            if "image_size" in chosen and self.image_size != found["image_size"]:
+                check_size(self.image_size, found["patch_size"])
+            return self.fill_in({key: value for key, value in found.items() if key not in chosen})
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.image_size % config.patch_size:
-            raise ConfigError(f"image_size={config.image_size} must be a multiple of patch_size={config.patch_size}")
+        if config.weights == "random":
+            check_size(config.image_size, config.patch_size)
         if config.hidden_size % config.num_attention_heads:
             raise ConfigError(
                 f"num_attention_heads={config.num_attention_heads} must divide hidden_size={config.hidden_size}"
             )
         self.config = config
         self.image = ImageSpec(config.image_size, config.resample)
-        side = config.image_size // config.patch_size
+        side = config.image_size // config.patch_size  # of 384 pixels in patches of 14, the last 6 are not seen
         self.grid = PatchGrid(side, side, config.hidden_size)
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
         self.position_embedding = nn.Parameter(torch.randn(side * side, config.hidden_size) * config.hidden_size**-0.5)
@@ -79,9 +86,33 @@ class Siglip(VisionEncoder):
         return self.norm(x)
 
     def load_pretrained(self) -> None:
-        if self.config.weights != "random":
-            tensors = read_tensors(fetch(self.config.weights, WEIGHTS))
-            load_weights(self, tensors, self.config.weights, rename, ignored=IGNORED)
+        if self.config.weights == "random":
+            return
+        tensors = read_tensors(fetch(self.config.weights, WEIGHTS))
+        own_size = architecture(self.config.weights)["image_size"]
+        tensors = {
+            name: resized(tensor, own_size // self.config.patch_size, self.grid.height)
+            if rename(name) == "position_embedding"
+            else tensor
+            for name, tensor in tensors.items()
+        }
+        load_weights(self, tensors, self.config.weights, rename, ignored=IGNORED)
+
+
+def check_size(image_size: int, patch_size: int) -> None:
+    """Only of a checkpoint that was trained so, the encoder leaves a rest of the picture out."""
+    if image_size % patch_size:
+        near = max(patch_size, round(image_size / patch_size) * patch_size)
+        raise ConfigError(f"image_size={image_size} must be a multiple of patch_size={patch_size}, for example {near}")
+
+
+def resized(positions: Tensor, own_side: int, side: int) -> Tensor:
+    """Position embeddings (N', C) of one square grid for another, (N, C); what is no such grid stays, to be refused."""
+    if own_side == side or len(positions) != own_side**2:
+        return positions
+    grid = positions.float().T.unflatten(1, (own_side, own_side))  # (C, H', W')
+    grid = F.interpolate(grid[None], size=(side, side), mode="bicubic", align_corners=False)[0]
+    return grid.flatten(1).T
 
 
 class Block(nn.Module):
@@ -117,31 +148,49 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
-def architecture(weights: str) -> dict[str, int | float]:
-    """The options that a checkpoint's ``config.json`` decides."""
+OPTIONS = tuple(key for key in Siglip.Config.model_fields if key != "weights")
+NAFLEX = ("siglip2", "siglip2_vision_model")
+# By Pillow's number, as a preprocessor has it: 3, bicubic, for SigLIP; 2, bilinear, for SigLIP 2.
+FILTERS: dict[Any, str] = {number: number.name.lower() for number in Image.Resampling}
+
+# What a config may say, if anything, and a preprocessor's: other encoders are for hf_vision.
+TOWER = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "attention_dropout": 0.0}
+PREPROCESSING = {
+    "do_resize": True, "do_center_crop": False, "do_pad": False,
+    "do_rescale": True, "rescale_factor": 1 / 255,
+    "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}  # fmt: skip
+
+
+def architecture(weights: str) -> dict[str, Any]:
+    """The options that a checkpoint's ``config.json`` and its preprocessor's decide.
+
+    CheckpointError if it is no SigLIP, or one that this encoder cannot represent.
+    """
     if weights == KNOWN:
-        return {
-            key: field.default
-            for key, field in Siglip.Config.model_fields.items()
-            if key not in ("weights", "resample")
-        }
+        return {key: Siglip.Config.model_fields[key].default for key in OPTIONS}
     folder = fetch(weights, CONFIG)
-    config = read_json(folder / "config.json")
-    vision = config.get("vision_config", config)
-    if not isinstance(vision, dict) or vision.get("model_type") not in ("siglip_vision_model", "siglip2_vision_model"):
+    whole = read_checkpoint_config(folder)
+    kind, vision = whole.get("model_type"), whole.get("vision_config", whole)
+    if kind in NAFLEX:
         raise CheckpointError(
-            f"{folder} holds a model of type {config.get('model_type')!r}, not a SigLIP; hf_vision reads other encoders"
+            f"{folder} holds a NaFlex SigLIP 2 (model_type {kind!r}), whose pictures have no fixed size: "
+            "use a checkpoint of a fixed one, google/siglip2-base-patch16-224 for example"
         )
-    if (act := vision.get("hidden_act", "gelu_pytorch_tanh")) != "gelu_pytorch_tanh":
+    if kind not in ("siglip", "siglip_vision_model") or not isinstance(vision, dict):
+        raise CheckpointError(f"{folder} holds a model of type {kind!r}, not a SigLIP; hf_vision reads other encoders")
+    found = {key: vision[key] for key in OPTIONS if key in vision}  # what a config leaves out is the base size
+    size = found.get("image_size", Siglip.Config().image_size)
+    preprocessor = read_preprocessor(folder)
+    expected = PREPROCESSING | {"size": {"height": size, "width": size}}
+    if refused := differing(whole | vision, TOWER) + differing(preprocessor, expected):
         raise CheckpointError(
-            f"{folder}: this encoder cannot represent hidden_act={act!r}; hf_vision reads other encoders"
+            f"{folder}: this encoder cannot represent {', '.join(refused)}; hf_vision reads other encoders"
         )
-    defaults = {
-        key: field.default for key, field in Siglip.Config.model_fields.items() if key not in ("weights", "resample")
-    }
-    return {
-        key: vision.get(key, default) for key, default in defaults.items()
-    }  # what a config leaves out is the base size
+    if (resample := preprocessor.get("resample")) is not None:
+        found["resample"] = FILTERS.get(resample, resample)
+    checked = parse(Siglip.Config, found, where=str(folder / "config.json"))
+    return {key: getattr(checked, key) for key in OPTIONS}
 
 
 # What a checkpoint has besides the patches: the text tower and the pooling head (a tower's own file has no prefix).

@@ -3,24 +3,57 @@
 Source: Touvron et al. 2023, arXiv 2302.13971 (Llama); Allal et al. 2025, arXiv 2502.02737 (SmolLM2).
 """
 
+import math
 from typing import Annotated, Any, Self
 
+import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nanovlm import CheckpointError, ConfigError, LanguageDecoder, TextConfig, hookimpl
 from nanovlm.attention import KVCache, Segments, attention, rotary_table, rotate
+from nanovlm.components import Schema, parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
-from nanovlm.weights import load_weights, read_json, read_tensors
+from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_tensors
 
-# Their architecture is the defaults below, so planning them needs no network.
-KNOWN = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
 Positive = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
+class Llama3Scaling(Schema):
+    """Slower rotary frequencies, for longer texts than were pretrained on (Grattafiori et al. 2024, arXiv 2407.21783).
+
+    What turns slowly over the pretrained length is slowed down by ``factor``; what turns fast stays as it is.
+    """
+
+    factor: Above0
+    low_freq_factor: Above0
+    """Frequencies of fewer turns in the pretrained length are divided by `factor`."""
+    high_freq_factor: Above0
+    """Frequencies of more turns stay; in between, the two are mixed."""
+    original_max_position_embeddings: Positive
+    """The length that was pretrained on, in tokens."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor must be less than high_freq_factor")
+        return self
+
+    def __call__(self, frequencies: Tensor) -> Tensor:  # (d/2,), in radians a token
+        turns = frequencies * self.original_max_position_embeddings / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        return torch.lerp(frequencies / self.factor, frequencies, kept.clamp(0, 1))
 
 
 class SmolLM2(LanguageDecoder):
     class Config(TextConfig):
+        known_sizes = {
+            f"HuggingFaceTB/SmolLM2-{size}{kind}": megabytes * 1_000_000
+            for size, megabytes in (("135M", 269), ("360M", 724), ("1.7B", 3423))
+            for kind in ("", "-Instruct")
+        }
         vocab_size: Positive = 49152
         """V, the number of token embeddings."""
         hidden_size: Positive = 576
@@ -31,10 +64,14 @@ class SmolLM2(LanguageDecoder):
         num_attention_heads: Positive = 9
         num_key_value_heads: Positive = 3
         """Heads of keys and values, each shared by a group of query heads."""
+        head_dim: Annotated[int, Field(ge=0)] = 0
+        """d, the width of a head; 0 is hidden_size / num_attention_heads."""
         max_position_embeddings: Positive = 8192
         """The longest sample, in tokens."""
-        rope_theta: float = 100000.0
+        rope_theta: Above0 = 100000.0
         """The base of the rotary frequencies."""
+        rope_scaling: Llama3Scaling | None = None
+        """What slows them down for longer texts: Llama 3's rule, or nothing."""
         rms_norm_eps: float = 1e-5
         tie_word_embeddings: bool = True
         """The head is the embedding again."""
@@ -56,13 +93,18 @@ class SmolLM2(LanguageDecoder):
                 return self
             return self.fill_in(architecture(self.weights))
 
+        @property
+        def width_of_head(self) -> int:
+            return self.head_dim or self.hidden_size // self.num_attention_heads
+
     cos: Tensor
     sin: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        if config.hidden_size % heads or heads % kv_heads or config.hidden_size // heads % 2:
+        undivided = config.hidden_size % heads if not config.head_dim else 0
+        if undivided or heads % kv_heads or config.width_of_head % 2:
             raise ConfigError(
                 f"num_attention_heads={heads} must divide hidden_size={config.hidden_size} into heads of even width, "
                 f"and num_key_value_heads={kv_heads} must divide num_attention_heads"
@@ -74,7 +116,9 @@ class SmolLM2(LanguageDecoder):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        cos, sin = rotary_table(config.hidden_size // heads, config.max_position_embeddings, config.rope_theta)
+        cos, sin = rotary_table(
+            config.width_of_head, config.max_position_embeddings, config.rope_theta, config.rope_scaling
+        )
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.apply(self.initialise)
@@ -103,18 +147,19 @@ class SmolLM2(LanguageDecoder):
 
     def new_cache(self, samples: int, max_tokens: int) -> KVCache:
         config = self.config
-        head_dim = config.hidden_size // config.num_attention_heads
-        return KVCache(
-            config.num_hidden_layers, samples, max_tokens, config.num_key_value_heads, head_dim, self.embedding.weight
-        )
+        heads, width = config.num_key_value_heads, config.width_of_head
+        return KVCache(config.num_hidden_layers, samples, max_tokens, heads, width, self.embedding.weight)
 
     def load_pretrained(self) -> None:
-        if self.config.weights != "random":
-            tensors = read_tensors(fetch(self.config.weights, WEIGHTS))
-            ignored = (
-                ("lm_head.",) if self.config.tie_word_embeddings else ()
-            )  # some tied checkpoints hold the head too
-            load_weights(self, tensors, self.config.weights, rename, ignored)
+        if self.config.weights == "random":
+            return
+        tensors = read_tensors(fetch(self.config.weights, WEIGHTS))
+        # Checkpoints of early versions of transformers keep the frequencies, which follow from the config.
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".rotary_emb.inv_freq")}
+        if self.config.tie_word_embeddings and "lm_head.weight" in tensors:
+            check_tied(tensors, self.config.weights)
+            del tensors["lm_head.weight"]
+        load_weights(self, tensors, self.config.weights, rename)
 
 
 class Block(nn.Module):
@@ -135,12 +180,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: SmolLM2.Config, layer: int) -> None:
         super().__init__()
-        width, self.layer = config.hidden_size, layer
-        self.head_dim = width // config.num_attention_heads
-        self.query = nn.Linear(width, width, bias=False)
+        self.head_dim, self.layer = config.width_of_head, layer
+        width, queries = config.hidden_size, config.num_attention_heads * self.head_dim
+        self.query = nn.Linear(width, queries, bias=False)
         self.key = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
         self.value = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(queries, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, cache: KVCache | None) -> Tensor:
         q, k, v = (
@@ -162,37 +207,78 @@ class MLP(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+OPTIONS = tuple(key for key in SmolLM2.Config.model_fields if key not in TextConfig.model_fields)
+
+# What differs from the defaults above: planning these needs no network.
+SMOLLM2_360M = {
+    "hidden_size": 960, "intermediate_size": 2560,
+    "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
+}  # fmt: skip
+SMOLLM2_1_7B = {
+    "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 32, "rope_theta": 130000.0,
+}  # fmt: skip
+KNOWN: dict[str, dict[str, Any]] = {
+    f"HuggingFaceTB/SmolLM2-{size}{kind}": differences
+    for size, differences in (("135M", {}), ("360M", SMOLLM2_360M), ("1.7B", SMOLLM2_1_7B))
+    for kind in ("", "-Instruct")
+}
+
+# What a Llama's config leaves out, as transformers reads it.
+LLAMA = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10000.0,
+}  # fmt: skip
+# What it may say of these, if anything.
+REPRESENTED = {
+    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+    "sliding_window": None, "partial_rotary_factor": 1.0,
+}  # fmt: skip
+
+
 def architecture(weights: str) -> dict[str, Any]:
     """The options that a checkpoint's ``config.json`` decides; CheckpointError if this decoder cannot represent it."""
-    text_options = TextConfig.model_fields
-    defaults = {key: field.default for key, field in SmolLM2.Config.model_fields.items() if key not in text_options}
     if weights in KNOWN:
-        return defaults
+        return {key: SmolLM2.Config.model_fields[key].default for key in OPTIONS} | KNOWN[weights]
     folder = fetch(weights, CONFIG)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "llama":
+    config = read_checkpoint_config(folder)
+    if (kind := config.get("model_type")) != "llama":
         raise CheckpointError(
-            f"{folder} holds a model of type {config.get('model_type')!r}, not of the Llama architecture"
+            f"{folder} holds a model of type {kind!r}, not of the Llama architecture; hf_decoder reads other decoders"
         )
-    rope: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 4, or 5
-    refused = [f"{key}={config[key]!r}" for key in ("attention_bias", "mlp_bias") if config.get(key)]
-    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        refused.append(f"rope_type={kind!r}")
-    if config.get("hidden_act", "silu") != "silu":
-        refused.append(f"hidden_act={config['hidden_act']!r}")
-    if config.get("head_dim") not in (None, config["hidden_size"] // config["num_attention_heads"]):  # type: ignore[operator]
-        refused.append(f"head_dim={config['head_dim']!r}")
+    rope: dict[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 4, or 5
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    refused = differing(config | rope, REPRESENTED)
+    if rope_type not in ("default", "llama3"):
+        refused.append(f"rope_type={rope_type!r}")
     if refused:
-        raise CheckpointError(f"{folder}: this decoder cannot represent {', '.join(refused)}")
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    llama = {
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 2048,
-    }  # transformers' defaults
-    found = {key: config.get(key, llama.get(key, default)) for key, default in defaults.items()}
-    return found | {"rope_theta": float(theta), "num_key_value_heads": kv_heads}
+        raise CheckpointError(
+            f"{folder}: this decoder cannot represent {', '.join(refused)}; hf_decoder reads other decoders"
+        )
+    found = LLAMA | {key: value for key, value in (config | rope).items() if key in OPTIONS and value is not None}
+    found.setdefault("num_key_value_heads", found["num_attention_heads"])
+    found["rope_scaling"] = llama3_scaling(found, config, rope) if rope_type == "llama3" else None
+    checked = parse(SmolLM2.Config, found, where=str(folder / "config.json"))
+    if checked.head_dim * checked.num_attention_heads == checked.hidden_size:
+        checked = checked.model_copy(update={"head_dim": 0})  # as if left out
+    return {key: getattr(checked, key) for key in OPTIONS}
+
+
+def llama3_scaling(found: dict[str, Any], config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    length = "original_max_position_embeddings"
+    pretrained = config.get(length, rope.get(length, found["max_position_embeddings"]))
+    return {key: rope[key] for key in Llama3Scaling.model_fields if key in rope} | {length: pretrained}
+
+
+def check_tied(tensors: dict[str, Tensor], source: str) -> None:
+    """Some checkpoints with a tied head hold it too: CheckpointError if it is not the embedding again."""
+    embedding = next((tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")), None)
+    if embedding is None or not embedding.equal(tensors["lm_head.weight"]):
+        raise CheckpointError(
+            f"{source}: lm_head.weight is not the embedding again, though config.json says tie_word_embeddings: "
+            "set it to false there if the head is a trained one"
+        )
 
 
 RENAMED = (

@@ -1,6 +1,10 @@
-"""Folders as the hub has datasets: Parquet files, and a README.md whose header says which belong to what."""
+"""Folders as the hub has them.
+
+Datasets are Parquet files, and a README.md whose header says which belong to what; models have a config.json.
+"""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +48,10 @@ def cauldron_row(colours: str, *turns: tuple[str | None, str | None]) -> dict[st
     """A row with pictures of these colours and turns of (user, assistant)."""
     texts = [{"user": user, "assistant": assistant, "source": "here"} for user, assistant in turns]
     return {"images": [cell(colour) for colour in colours.split()], "texts": texts}
+
+
+def rewrite_config(folder: Path, **changes: Any) -> None:
+    """Change a model's ``config.json``: a value of None takes the key out."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

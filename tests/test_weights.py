@@ -9,7 +9,7 @@ from torch import nn
 
 from nanovlm import CheckpointError, Turn, VisionLanguageModel
 from nanovlm.data.packing import pack_row
-from nanovlm.weights import load_weights, read_tensors, tied_once
+from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_preprocessor, read_tensors, tied_once
 
 ANSWER_ONLY = (
     "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -102,6 +102,28 @@ def test_shards_are_read_together(tmp_path):
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model-1\.safetensors"):
         read_tensors(tmp_path)
+
+
+def test_a_quantized_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {"bits": 4}}')
+    with pytest.raises(CheckpointError, match=r"is quantized, which cannot be trained: name the checkpoint that it"):
+        read_checkpoint_config(tmp_path)
+
+
+def test_a_preprocessor_may_stand_in_a_file_of_its_own_or_beside_others(tmp_path):
+    assert read_preprocessor(tmp_path) == {}
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {"resample": 2}, "video_processor": {}}')
+    assert read_preprocessor(tmp_path) == {"resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text('{"resample": 3}')
+    assert read_preprocessor(tmp_path) == {"resample": 3}
+
+
+def test_only_what_a_config_says_can_differ():
+    config = {"act": "gelu", "bias": None, "window": 5, "other": 1}
+    assert differing(config, {"act": "silu", "bias": False, "window": None, "left_out": 0}) == [
+        "act='gelu'",
+        "window=5",
+    ]
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": ["model.safetensors"]}], ids=str)

@@ -36,8 +36,18 @@ def test_tokens_are_in_reading_order(build):
     assert tokens == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11], [12, 13, 18, 19], [14, 15, 20, 21], [16, 17, 22, 23]]
 
 
+def test_a_blocks_channels_follow_patch_by_patch(build):
+    """The order within a token: all channels of the top left patch, of the top right, of the bottom left, ..."""
+    projector = build(factor=2, dim=3, text_dim=12)
+    torch.nn.init.eye_(projector.linear.weight)
+    patches = torch.arange(16)[:, None] * 10 + torch.arange(3)  # patch 5, channel 2: 52
+    token = projector(patches[None].float())[0, 0].int().tolist()
+    assert token == [0, 1, 2, 10, 11, 12, 40, 41, 42, 50, 51, 52]
+
+
 @pytest.mark.parametrize(("side", "factor"), [(4, 1), (4, 2), (6, 3), (8, 4)])
 def test_it_equals_the_connector_of_idefics3(build, side, factor):
+    """With the same weights as they are: no reordering, so that the connectors of its family can be loaded."""
     from transformers import Idefics3Config
     from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
