@@ -233,7 +233,7 @@ def test_the_known_checkpoint_is_planned_without_network(registries):
         ({"model_type": "swin", "depths": [1, 1], "num_heads": [1, 2], "embed_dim": 8, "window_size": 7},
          ["swin gives 784 tokens for 56 x 56 = 3136 patches", "joins them (a hierarchical encoder)"]),
         ({"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [4, 4, 4, 4], "image_size": 32},
-         ["convnext gives (2, 4, 1, 1), a feature map", "convolutional encoders are not for hf_vision"]),
+         ["convnext gives (2, 4, 1, 1), a feature map", "use an encoder that keeps its patches"]),
         ({"model_type": "yolos", **SMALL, "image_size": [16, 16], "num_detection_tokens": 5},
          ["yolos gives 22 tokens for 4 x 4 = 16 patches, but only 1", "which ones are patches is unclear"]),
         ({"model_type": "pixtral", **SMALL}, ["pixtral gives (1, 32, 16) for two pictures, one sequence"]),
@@ -297,7 +297,7 @@ def test_neither_an_experiment_nor_a_checkpoint_brings_code(registries, tmp_path
 def test_a_quantized_checkpoint_is_refused(registries, tmp_path):
     save(tmp_path, "vit")
     rewrite_config(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    with pytest.raises(ConfigError, match="is quantized, which cannot be trained: name the checkpoint that it was"):
+    with pytest.raises(CheckpointError, match="is quantized, which cannot be trained: name the checkpoint that it was"):
         load(registries, tmp_path)
 
 

@@ -1,0 +1,235 @@
+"""Any causal language model of the transformers library as a decoder: Llama, Qwen, Gemma, OPT, Mamba, ...
+
+Such models are made for one sequence a row. What one of them cannot do with several samples it does all the same, in
+silence and wrongly: a convolution runs across a border, positions go on counting. So each is tried out, when it is
+built and again with its pretrained weights, on a few short samples whose logits are compared with the library's own
+for one sample at a time. The attributes say what was found to be right:
+
+* ``packing``: ``padded``, samples of similar length in rows, padded on the right, where a causal model never looks; or
+  ``packed``, the whole row in one pass, with ``position_ids`` that start anew at each sample.
+* ``caching``, for generation: ``kept``, the library's own cache, on prompts padded on the left; else ``recomputed``:
+  all that has been read is read again for each further token.
+
+A model for which nothing is right is refused by name. On ``meta`` there is nothing to compare: ``padded`` is planned.
+"""
+
+import inspect
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from nanovlm import ConfigError, LanguageDecoder, Segments, TextConfig, hookimpl, unknown
+from nanovlm.attention import KVCache
+from nanovlm.borrowed import (
+    check_architecture,
+    layers,
+    read_architecture,
+    summary,
+    transformers_config,
+    transformers_model,
+)
+from nanovlm.borrowed_decoder import Trial, head_of, stirred, without_masks
+from nanovlm.components import device_of
+from nanovlm.generation import evaluating
+from nanovlm.hub import WEIGHTS, fetch
+from nanovlm.weights import load_weights, read_tensors, tied_once, translated
+
+# Their architecture is the default below: planning them needs no network.
+KNOWN = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
+SMOLLM2_135M = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+    "tie_word_embeddings": True,
+}
+UNLIMITED = 2**20  # positions of a model without a table of them (Mamba)
+
+
+class HFDecoder(LanguageDecoder):
+    class Config(TextConfig):
+        architecture: dict[str, Any] = SMOLLM2_135M
+        """The configuration of transformers, `model_type` included; of a checkpoint, what its config.json says."""
+        packing: Literal["padded", "packed"] = "padded"
+        """What is tried first. `packed` needs a T x T mask: at 4,000 tokens it took twice as long on a CPU."""
+
+        @classmethod
+        def tiny(cls) -> Self:
+            sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 6}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+            limits = {"vocab_size": 257, "max_position_embeddings": 512}
+            return cls(architecture={"model_type": "qwen3", **sizes, **heads, **limits})
+
+        @property
+        def vocab_size(self) -> int:
+            """V, the number of token embeddings."""
+            return int(text_config(self.architecture).vocab_size)
+
+        def resolved(self) -> Self:
+            if self.weights == "random":
+                return self
+            found = SMOLLM2_135M if self.weights in KNOWN else read_architecture(self.weights, "text_config")[0]
+            if "architecture" in self.model_fields_set:
+                check_architecture(self.architecture, found, self.weights)
+            return self.model_copy(update={"architecture": found})
+
+    def __init__(self, config: Config) -> None:
+        from transformers import AutoModelForCausalLM
+
+        super().__init__()
+        self.config = config
+        self.model = transformers_model(AutoModelForCausalLM, text_config(config.architecture))
+        self.dim = self.model.get_input_embeddings().embedding_dim
+        self.max_positions = max_positions(self.model.config)
+        self.blocks = layers(self.body)
+        self.head = (head_of(self.model, self.body),)  # in a tuple: its parameters are the model's own
+        self.packing, self.caching = "padded", "recomputed"
+        if device_of(self).type == "meta":
+            without_masks(self.model)
+        else:
+            with stirred(self.model):
+                self.try_out(tolerance=1e-5)
+
+    @property
+    def body(self) -> nn.Module:
+        """The layers: all but the embedding and the head."""
+        body: nn.Module = self.model.get_decoder()
+        return body
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        embedded: Tensor = self.model.get_input_embeddings()(token_ids)
+        return embedded
+
+    def forward(self, x: Tensor, segments: Segments, cache: Any = None) -> Tensor:  # (T, D)
+        if cache is not None:
+            hidden: Tensor = cache.read(x, segments)
+            return hidden
+        return self.packed(x, segments) if self.packing == "packed" else self.padded(x, segments)
+
+    def packed(self, x: Tensor, segments: Segments) -> Tensor:
+        return self.run(x[None], position_ids=segments.positions[None]).last_hidden_state[0]  # (T, D)
+
+    def padded(self, x: Tensor, segments: Segments) -> Tensor:
+        rows = [self.run(x[index]).last_hidden_state.flatten(0, 1) for index in segments.groups]  # (G*L, D) each
+        return torch.cat(rows)[segments.inverse]
+
+    def run(self, x: Tensor, use_cache: bool = False, **options: Any) -> Any:
+        """The library's output for rows x (S, L, D), with those of ``options`` that the model knows.
+
+        Without a cache: with one, which is what most models default to, they take a packed row for one sample.
+        """
+        known = inspect.signature(self.body.forward).parameters
+        options = {name: value for name, value in options.items() if name in known}
+        try:
+            return self.body(inputs_embeds=x, use_cache=use_cache, **options)
+        except Exception as error:  # some ask for the numbers (which expert a token goes to)
+            if not x.is_meta:
+                raise
+            kind = self.model.config.model_type
+            raise ConfigError(f"{kind} can be trained, but not planned without weights: {summary(error)}") from None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """By the library's own code, whatever it does around the head (a factor, a soft cap)."""
+        logits: Tensor = self.head[0](inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
+        return logits.view(*hidden.shape[:-1], -1)
+
+    def new_cache(self, samples: int, max_tokens: int) -> KVCache:
+        return (Kept if self.caching == "kept" else Recomputed)(self, samples, max_tokens)
+
+    def load_pretrained(self) -> None:
+        if self.config.weights != "random":
+            tensors = translated(self.model, read_tensors(fetch(self.config.weights, WEIGHTS)))
+            again = self.model.state_dict().keys() - tied_once(self.model).keys()  # a tied head
+            load_weights(self.model, tensors, self.config.weights, ignored=again)
+            self.try_out(tolerance=1e-4)  # trained weights magnify what rounding differs by
+
+    def try_out(self, tolerance: float) -> None:
+        """Set ``packing`` and ``caching`` to what agrees with the library's own logits; ConfigError if nothing does."""
+        with evaluating(self), torch.no_grad():
+            trial = Trial(self, self.model, tolerance)
+            trial.choose("packing", dict.fromkeys((self.config.packing, "padded")), trial.of_a_row)
+            trial.choose("caching", ("kept", "recomputed"), trial.of_generation)
+
+
+class Kept(KVCache):
+    """The library's own cache, on rows of prompts padded on the left; only the lengths are kept here."""
+
+    def __init__(self, decoder: HFDecoder, samples: int, max_tokens: int) -> None:
+        super().__init__(0, samples, max_tokens, 0, 0, like=decoder.model.get_input_embeddings().weight)
+        self.decoder = decoder
+        parameters = inspect.signature(decoder.body.forward).parameters
+        self.option = "cache" if "cache" in parameters else "past_key_values"  # of transformers 5.24, or earlier
+        self.held: Any = None
+        self.padding = torch.zeros_like(self.lengths)  # (S,): columns before each sample's first token
+        self.mask = torch.zeros(samples, 0, dtype=torch.int64, device=self.lengths.device)  # (S, L): 1 where a token is
+
+    def read(self, x: Tensor, segments: Segments) -> Tensor:  # (T, D)
+        self.advance(segments)
+        if self.held is None:
+            self.padding = self.lengths.max() - self.lengths
+        before = self.mask.shape[1]
+        columns = segments.positions + self.padding[segments.sample_ids] - before
+        place = segments.sample_ids, columns  # where each of the T tokens stands in the rows
+        rows = x.new_zeros(len(self.lengths), int(columns.max()) + 1, x.shape[-1]).index_put(place, x)
+        positions = columns.new_zeros(rows.shape[:2]).index_put(place, segments.positions)
+        there = torch.zeros_like(positions).index_put(place, torch.ones_like(columns))
+        self.mask = torch.cat((self.mask, there), dim=1)
+        options = {"attention_mask": self.mask, "position_ids": positions, self.option: self.held}
+        output = self.decoder.run(rows, use_cache=True, **options)
+        self.held = output[self.option]
+        return output.last_hidden_state[place]
+
+
+class Recomputed(KVCache):
+    """No cache at all: every token is read again for each that follows. Slow, and right for any causal model."""
+
+    def __init__(self, decoder: HFDecoder, samples: int, max_tokens: int) -> None:
+        weight = decoder.model.get_input_embeddings().weight
+        super().__init__(0, samples, max_tokens, 0, 0, like=weight)
+        self.decoder = decoder
+        self.rows = weight.new_zeros(samples, max_tokens, decoder.dim)
+
+    def read(self, x: Tensor, segments: Segments) -> Tensor:  # (T, D)
+        self.advance(segments)
+        self.rows[segments.sample_ids, segments.positions] = x.to(self.rows.dtype)
+        output = self.decoder.run(self.rows[:, : int(self.lengths.max())]).last_hidden_state
+        return output[segments.sample_ids, segments.positions]
+
+
+def text_config(architecture: dict[str, Any]) -> Any:
+    kind, known = architecture.get("model_type", ""), causal_models()
+    if kind not in known:
+        raise ConfigError(f"architecture: {unknown('model_type of a causal language model', str(kind), known)}")
+    return transformers_config(architecture, causal_models)
+
+
+def max_positions(config: Any) -> int:
+    """The longest sample: what the table of positions holds, and what rotary frequencies are for.
+
+    With some kinds of scaling the frequencies depend on the longest sample of a row, and so would a sample's result
+    on its neighbours; they are used up to where that begins.
+    """
+    longest = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return int(rope.get("original_max_position_embeddings") or longest)
+    return int(longest)
+
+
+def causal_models() -> list[str]:
+    """The model types that are causal language models, to suggest."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+@hookimpl
+def register_language_decoders(register):
+    register("hf_decoder", HFDecoder)
