@@ -9,11 +9,12 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from PIL import Image
 
-from nanovlm.errors import DataError, SkipSample
+from nanovlm.errors import DataError, NanoVLMError, SkipSample
 from nanovlm.hub import HubError, check_hub_id, local_folder, why
 
 
@@ -31,6 +32,23 @@ class Rows(Sequence[dict[str, Any]]):
         return row
 
 
+class StreamedRows:
+    """Rows one after another, read (and downloaded) while they are asked for; each time from the first one."""
+
+    def __init__(self, table: Any, size: int | None, what: tuple[str, str | None, str], columns: Sequence[str]) -> None:
+        self._table = table.with_format("arrow")
+        self.size = size  # if the source tells
+        self._what, self._columns = what, columns
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with _refusals_of_reading(self._what[0], "source"):
+            own = deepcopy(self._table)  # the library keeps a reader's place in it, and two may read at once
+            for n, table in enumerate(own):
+                if not n:
+                    _check_columns(table.schema, self._columns, self._what, "source")
+                yield table.to_pylist()[0]
+
+
 def load_rows(source: str, config_name: str | None, split: str, columns: Sequence[str], option: str = "source") -> Rows:
     """One split of ``source`` (a hub id or a folder), which must have ``columns``.
 
@@ -45,14 +63,19 @@ def load_rows(source: str, config_name: str | None, split: str, columns: Sequenc
         if split in builder.info.splits and not builder.info.splits[split].num_examples:
             return Rows(datasets.Dataset.from_dict({}))  # the library would refuse, and knows no columns
         table = builder.as_dataset(split)
-    found = _fields(table.features.arrow_schema)
-    if missing := [column for column in columns if column not in found]:
-        what = " ".join(filter(None, (source, config_name, split)))
-        raise DataError(
-            f"{option}: the rows of {what!r} have no {', '.join(missing)}; "
-            f"expected are {', '.join(columns)}, and there are {', '.join(found)}"
-        )
+    _check_columns(table.features.arrow_schema, columns, (source, config_name, split), option)
     return Rows(table)
+
+
+def stream_rows(source: str, config_name: str | None, split: str, columns: Sequence[str]) -> StreamedRows:
+    """The same rows one after another, without a download of the whole; the columns are checked with the first row."""
+    import datasets
+
+    with _refusals(source, "source"):
+        builder = datasets.load_dataset_builder(_location(source), config_name)
+        table = builder.as_streaming_dataset(split)
+    info = (builder.info.splits or {}).get(split)
+    return StreamedRows(table, info.num_examples if info else None, (source, config_name, split), columns)
 
 
 def config_names(source: str, option: str = "source") -> list[str]:
@@ -96,16 +119,26 @@ def _refusals(source: str, option: str) -> Iterator[None]:
         unreachable = _unreachable(source)
     offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, unreachable is not None
     try:
+        with _refusals_of_reading(source, option, unreachable):
+            yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def _refusals_of_reading(source: str, option: str, unreachable: Exception | None = None) -> Iterator[None]:
+    """The same once the source has been found; ``unreachable`` is why the hub gave no answer, if it gave none."""
+    try:
         yield
+    except NanoVLMError:
+        raise
     except Exception as error:  # of any library that this one builds on
         if isinstance(error, OSError) and not local_folder(source):
-            raise HubError(source, option, why(unreachable or error)) from None
+            raise HubError(source, option, why(unreachable or error), unreachable is not None) from None
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise DataError(
             f"{option}: {source!r} cannot be read as a dataset ({type(error).__name__}: {reason})"
         ) from None
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
 
 
 def _unreachable(source: str) -> Exception | None:
@@ -120,6 +153,16 @@ def _unreachable(source: str) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def _check_columns(schema: Any, columns: Sequence[str], what: tuple[str, str | None, str], option: str) -> None:
+    """A DataError that names the columns that are missing from ``what`` (source, configuration, split)."""
+    found = _fields(schema)
+    if missing := [column for column in columns if column not in found]:
+        raise DataError(
+            f"{option}: the rows of {' '.join(filter(None, what))!r} have no {', '.join(missing)}; "
+            f"expected are {', '.join(columns)}, and there are {', '.join(found)}"
+        )
 
 
 def _fields(fields: Any, prefix: str = "") -> list[str]:

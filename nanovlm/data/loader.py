@@ -1,26 +1,23 @@
-"""Which samples belong to which step, prepared and packed.
+"""The steps of a run: their samples prepared and packed, by number.
 
-The order is a pure function of (seed, epoch, index), so the position of a run is the number of its steps, and neither
-the number of workers nor a skipped sample shifts anything.
+What a step holds depends on its number alone, so the position of a run is the number of its steps, and neither the
+number of workers nor a skipped sample shifts anything.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from nanovlm.components import Dataset, ImageSpec, Sample
+from nanovlm.components import ImageSpec, Sample
 from nanovlm.data.conversation import TextFormat
 from nanovlm.data.images import stack_images
+from nanovlm.data.mixture import Member, Mixture
 from nanovlm.data.packing import Example, PackedRow, pack
-from nanovlm.errors import DataError, SkipSample
+from nanovlm.errors import SkipSample
 from nanovlm.experiment import Data
-from nanovlm.seeding import derived_seed, generator
 
 
 @dataclass(frozen=True)
@@ -41,67 +38,19 @@ class Preparation:
         return Example(tokens, stack_images(sample.images[: len(tokens.image_at)], self.image))
 
 
-class Mixture:
-    """The training samples of one or several datasets: what is held out, and the order of the rest."""
-
-    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], data: Data, seed: int) -> None:
-        self.datasets, self.weights, self.seed = datasets, weights, seed
-        self.train: list[Tensor] = []  # for each dataset, the indices that are trained on
-        self.held_out: list[tuple[int, int]] = []  # (dataset, index)
-        for d, dataset in enumerate(datasets):
-            held = [is_held_out(dataset.id(i), data.validation.share, data.seed) for i in range(len(dataset))]
-            self.train.append(torch.tensor([i for i, out in enumerate(held) if not out], dtype=torch.int64))
-            self.held_out += [(d, i) for i, out in enumerate(held) if out]
-            if not len(self.train[-1]):
-                raise DataError(
-                    f"data.train.{d}: all of its {len(dataset)} samples are held out for validation; "
-                    "lower data.validation.share"
-                )
-            if not round(weights[d] * len(self.train[-1])):
-                raise DataError(
-                    f"data.train.{d}.weight={weights[d]} of {len(self.train[-1])} samples is not one; raise it, "
-                    "or leave the dataset out"
-                )
-        limit = data.validation.limit
-        if limit and len(self.held_out) > limit:  # not the first ones: they may all be of one kind
-            chosen = torch.randperm(len(self.held_out), generator=generator(data.seed, "validation"))[:limit]
-            self.held_out = [self.held_out[i] for i in sorted(chosen.tolist())]
-        self.epoch_size = sum(round(weight * len(indices)) for weight, indices in zip(weights, self.train, strict=True))
-
-    def at(self, position: int) -> tuple[int, int]:
-        """(dataset, index) of the sample at a position in the whole run, over all epochs."""
-        epoch, place = divmod(position, self.epoch_size)
-        d, index = _order(self, epoch)[place].tolist()
-        return d, index
-
-    def order(self, epoch: int) -> Tensor:
-        """(epoch_size, 2): dataset and index of each of an epoch's samples; whole passes first, then a random rest."""
-        parts = []
-        for d, (indices, weight) in enumerate(zip(self.train, self.weights, strict=True)):
-            size = round(weight * len(indices))
-            shuffled = indices[torch.randperm(len(indices), generator=generator(self.seed, epoch, d))]
-            chosen = shuffled.repeat(-(-size // len(indices)))[:size]
-            parts.append(torch.stack((torch.full_like(chosen, d), chosen), dim=1))
-        pool = torch.cat(parts)
-        return pool[torch.randperm(len(pool), generator=generator(self.seed, epoch))]
-
-
-@lru_cache(maxsize=2)
-def _order(mixture: Mixture, epoch: int) -> Tensor:
-    return mixture.order(epoch)
-
-
-def is_held_out(sample_id: str, share: float, seed: int) -> bool:
-    """Whether a sample belongs to the validation share: by a hash of its id, whatever else the dataset holds."""
-    return derived_seed(seed, "validation", sample_id) < share * 2**63
-
-
 @dataclass
 class Step:
-    """One step's samples in packed rows, and what was left out of it by reason."""
+    """One step's samples in packed rows, and what became of each of its samples.
+
+    skipped: how many samples were left out, by reason
+    tally: how many samples of each origin were left out for which reason, or used (no reason)
+    left_out: how many turns the datasets left out of the samples that are used, by reason
+    """
 
     rows: list[PackedRow]
     skipped: Counter[str] = field(default_factory=Counter)
+    tally: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_samples(self) -> int:
@@ -112,7 +61,25 @@ class Step:
         return sum(row.num_tokens for row in self.rows)
 
     def pin_memory(self) -> Step:
-        return Step([row.pin_memory() for row in self.rows], self.skipped)
+        return replace(self, rows=[row.pin_memory() for row in self.rows])
+
+
+def wholly_skipped(tally: Counter[tuple[str, str]]) -> list[str]:
+    """A sentence for each dataset or subset that came up in a run without one sample that could be used."""
+    reasons: dict[str, Counter[str]] = {}
+    for (place, reason), count in tally.items():
+        reasons.setdefault(place, Counter())[reason] += count
+    return [
+        f"{place}: all {found.total()} of its samples that came up were skipped ({describe(found)})"
+        for place, found in sorted(reasons.items())
+        if not found[""]
+    ]
+
+
+def describe(counts: Counter[str]) -> str:
+    """Counts by reason in words, the most frequent first."""
+    found = sorted((-count, reason) for reason, count in counts.items() if count)
+    return ", ".join(f"{-count} {reason}" for count, reason in found) or "none"
 
 
 @dataclass(frozen=True)
@@ -123,35 +90,28 @@ class Packing:
     tokens_per_row: int
     images_per_row: int
 
-    def step(self, samples: Iterator[Sample], prepare: Preparation) -> Step:
-        """Prepare and pack samples; one that cannot be used makes the step smaller and is counted."""
-        examples, skipped = [], Counter[str]()
-        while True:
+    def step(self, members: Iterable[Member], prepare: Preparation) -> Step:
+        """Read, prepare and pack samples; one that cannot be used makes the step smaller and is counted."""
+        step, examples = Step([]), []
+        for member in members:
+            reason = ""
             try:
-                examples.append(prepare(next(samples)))
-            except StopIteration:
-                break
+                sample = member.read()
+                examples.append(prepare(sample))
+                step.left_out.update(sample.left_out)
             except SkipSample as skip:
-                skipped[skip.reason] += 1
-        return Step(pack(examples, self.num_image_tokens, self.tokens_per_row, self.images_per_row), skipped)
-
-
-class _Samples:
-    """Samples by (dataset, index), one after another; a SkipSample in one does not end the iteration."""
-
-    def __init__(self, datasets: Sequence[Dataset], members: Sequence[tuple[int, int]]) -> None:
-        self.datasets, self.members = datasets, iter(members)
-
-    def __iter__(self) -> _Samples:
-        return self
-
-    def __next__(self) -> Sample:
-        d, index = next(self.members)
-        return self.datasets[d][index]
+                reason = skip.reason
+                step.skipped[reason] += 1
+            step.tally[member.origin, reason] += 1
+        step.rows = pack(examples, self.num_image_tokens, self.tokens_per_row, self.images_per_row)
+        return step
 
 
 class Steps:
-    """The steps of a run by number: step ``n`` is the same whoever asks for it."""
+    """The steps of a run by number: step ``n`` is the same whoever asks for it.
+
+    ``tasks`` is iterated in the trainer's process; what it gives is handed to a worker, which makes a step of it.
+    """
 
     def __init__(
         self, mixture: Mixture, prepare: Preparation, packing: Packing, samples_per_step: int, samples: int
@@ -162,12 +122,14 @@ class Steps:
     def __len__(self) -> int:
         return -(-self.samples // self.samples_per_step)
 
+    def tasks(self) -> Iterable[Any]:
+        return range(len(self))
+
     def __getitem__(self, step: int) -> Step:
         first = step * self.samples_per_step
         last = min(first + self.samples_per_step, self.samples)
-        return self.packing.step(
-            _Samples(self.mixture.datasets, [self.mixture.at(p) for p in range(first, last)]), self.prepare
-        )
+        members = (self.mixture.member(*self.mixture.at(position)) for position in range(first, last))
+        return self.packing.step(members, self.prepare)
 
 
 class HeldOut:
@@ -179,6 +141,9 @@ class HeldOut:
     def __len__(self) -> int:
         return -(-len(self.mixture.held_out) // self.size)
 
+    def tasks(self) -> Iterable[Any]:
+        return range(len(self))
+
     def __getitem__(self, step: int) -> Step:
-        members = self.mixture.held_out[step * self.size : (step + 1) * self.size]
-        return self.packing.step(_Samples(self.mixture.datasets, members), self.prepare)
+        chosen = self.mixture.held_out[step * self.size : (step + 1) * self.size]
+        return self.packing.step((self.mixture.member(*place) for place in chosen), self.prepare)

@@ -18,8 +18,8 @@ class _Portable:
     def __init__(self, steps: Steps | HeldOut, plugin_files: Sequence[str]) -> None:
         self.steps, self.plugin_files = steps, tuple(plugin_files)
 
-    def __getitem__(self, step: int) -> Step:
-        return self.steps[step]
+    def __getitem__(self, task: Any) -> Step:
+        return self.steps[task]
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -42,7 +42,7 @@ def load(
     loader: DataLoader[Step] = DataLoader(
         _Portable(steps, plugin_files),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=range(len(steps)),
+        sampler=steps.tasks(),  # iterated in this process: a stream has one reader
         num_workers=workers,
         pin_memory=pin_memory,
     )

@@ -8,7 +8,7 @@ from hf_folder import cauldron_features, cauldron_row, cell, encoded, write_data
 
 from nanovlm import DataError, SkipSample
 from nanovlm.data import huggingface
-from nanovlm.data.huggingface import config_names, load_rows, one_colour, picture
+from nanovlm.data.huggingface import config_names, load_rows, one_colour, picture, stream_rows
 from nanovlm.data.images import open_image
 from nanovlm.hub import HubError
 
@@ -41,6 +41,54 @@ def test_rows_are_as_they_were_written(folder):
     for name, expected in ROWS.items():
         rows = load_rows(str(folder), name, "train", COLUMNS)
         assert [rows[i] for i in range(len(rows))] == expected
+
+
+def test_streamed_rows_are_the_same_each_time(folder):
+    for name, expected in ROWS.items():
+        rows = stream_rows(str(folder), name, "train", COLUMNS)
+        assert list(rows) == list(rows) == expected
+
+
+def test_a_stream_is_read_no_further_than_asked(folder, tmp_path):
+    rows = stream_rows(str(folder), "one", "train", COLUMNS)
+    assert next(iter(rows)) == ROWS["one"][0]
+    assert not list(tmp_path.rglob("*.arrow"))  # nothing was prepared
+
+
+def test_two_readers_of_a_stream_do_not_disturb_each_other(tmp_path):
+    """The trainer reads on in a thread while the held-out rows are collected."""
+    expected = [{"text": str(i)} for i in range(50)]
+    rows = stream_rows(write(tmp_path / "many", {"text": Value("string")}, expected), None, "train", ["text"])
+    first, second = iter(rows), iter(rows)
+    before = rows._table.state_dict()
+    mixed = [(next(first), next(second)) for _ in range(20)]
+    assert rows._table.state_dict() == before  # where the library would keep the place of both
+    assert [row for row, _ in mixed] + list(first) == expected
+    assert [row for _, row in mixed] + list(second) == expected
+
+
+def test_a_stream_tells_its_size_if_the_source_does(folder):
+    assert stream_rows(str(folder), "one", "train", COLUMNS).size is None
+    header = (folder / "README.md").read_text().rpartition("---")[0]
+    splits = "dataset_info:\n- config_name: one\n  splits:\n  - {name: train, num_bytes: 9, num_examples: 2}\n---\n"
+    (folder / "README.md").write_text(header + splits)
+    assert stream_rows(str(folder), "one", "train", COLUMNS).size == 2
+
+
+def test_a_stream_without_the_columns_is_refused_with_its_first_row(tmp_path):
+    source = write(tmp_path / "other", {"text": Value("string")}, [{"text": "a"}])
+    with pytest.raises(DataError) as caught:
+        next(iter(stream_rows(source, None, "train", ["user"])))
+    assert str(caught.value) == (
+        f"source: the rows of '{source} train' have no user; expected are user, and there are text"
+    )
+
+
+def test_a_stream_that_breaks_off_says_so(folder):
+    rows = stream_rows(str(folder), "one", "train", COLUMNS)
+    (folder / "one" / "train-00000-of-00001.parquet").write_bytes(b"no longer")
+    with pytest.raises(DataError, match=r"^source: '.*/source' cannot be read as a dataset \(\w+: .+\)$"):
+        list(rows)
 
 
 def test_pictures_stay_the_bytes_they_are(folder):
@@ -149,10 +197,11 @@ def test_a_split_without_rows_is_empty(tmp_path):
     assert len(load_rows(str(folder), "some", "train", COLUMNS)) == 0
 
 
-def test_what_is_no_folder_is_told_with_its_option():
+@pytest.mark.parametrize("read", [load_rows, stream_rows])
+def test_what_is_no_folder_is_told_with_its_option(read):
     with pytest.raises(HubError) as caught:
-        load_rows("owner/name", None, "train", [])
-    assert caught.value.at("data.train.1").splitlines() == [
+        read("owner/name", None, "train", [])
+    assert str(caught.value.at("data.train.1")).splitlines() == [
         "data.train.1.source: 'owner/name' is no folder here, and it is not in the cache of the Hugging Face hub, "
         "and HF_HUB_OFFLINE is set.",
         "  Without network, point it at a folder: data.train.1.source=FOLDER",

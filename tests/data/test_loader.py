@@ -5,49 +5,16 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import torch
+from numbered import Numbers, Parted, data_of, mixture_of
 from PIL import Image
 
-from nanovlm import DataError, Dataset, ImageSpec, Sample, SkipSample, Turn, load_plugins
+from nanovlm import ImageSpec, Sample, Turn, load_plugins
 from nanovlm.data.conversation import TextFormat, byte_tokenizer
-from nanovlm.data.loader import HeldOut, Mixture, Packing, Preparation, Step, Steps, is_held_out
+from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps, wholly_skipped
+from nanovlm.data.mixture import Mixture
 from nanovlm.data.workers import _Portable, load
-from nanovlm.experiment import Data
 
 BROKEN = {3: "gone", 8: "gone", 20: "no answer", 21: "too long", 22: "undecodable picture", 23: "too many pictures"}
-
-
-class Numbers(Dataset):
-    """Sample ``i`` asks about the number i and has a picture of its shade."""
-
-    def __init__(self, size: int, name: str = "n", broken: dict[int, str] | None = None) -> None:
-        self.size, self.name, self.broken = size, name, broken or {}
-
-    def __len__(self) -> int:
-        return self.size
-
-    def id(self, index: int) -> str:
-        return f"{self.name}-{index}"
-
-    def __getitem__(self, index: int) -> Sample:
-        fault = self.broken.get(index)
-        if fault == "gone":
-            raise SkipSample("gone")
-        picture = b"no picture" if fault == "undecodable picture" else Image.new("L", (4, 4), index % 256)
-        answer = {"no answer": " ", "too long": "1" * 100}.get(fault, str(index))
-        images = [picture] * (3 if fault == "too many pictures" else 1)
-        return Sample(images, [Turn("Which?", answer)], self.id(index))
-
-
-def data_of(share: float = 0.0, seed: int = 0, limit: int = 0, **options) -> Data:
-    validation = {"share": share, "limit": limit}
-    return Data.model_validate(
-        {"train": ["numbers"], "validation": validation, "seed": seed, "max_images": 2, **options}
-    )
-
-
-def mixture_of(*datasets: Dataset, weights: list[float] | None = None, seed: int = 0, **options) -> Mixture:
-    return Mixture(datasets, weights or [1.0] * len(datasets), data_of(**options), seed)
 
 
 def preparation() -> Preparation:
@@ -72,110 +39,25 @@ def assert_same(first: Step, second: Step) -> None:
         assert mine.segments.cu_seqlens.equal(other.segments.cu_seqlens)
 
 
-def epoch_of(mixture: Mixture, epoch: int) -> list[tuple[int, int]]:
-    start = epoch * mixture.epoch_size
-    return [mixture.at(position) for position in range(start, start + mixture.epoch_size)]
+def test_a_subset_of_which_nothing_can_be_used_is_told_by_name():
+    faults = {**dict.fromkeys(range(20, 29), "gone"), 29: "too long", 35: "gone"}
+    steps = steps_of(mixture_of(Numbers(10), Parted(1.0, 1.0, 1.0, broken=faults)), 50, 50)
+    step = steps[0]
+    assert step.skipped == {"gone": 10, "too long": 1}
+    assert step.tally["data.train.0", ""] == 10
+    assert step.tally["data.train.1, subset 'c'", ""] == 9
+    assert wholly_skipped(step.tally) == [
+        "data.train.1, subset 'b': all 10 of its samples that came up were skipped (9 gone, 1 too long)"
+    ]
 
 
-def test_order_is_a_pure_function_of_seed_epoch_and_index():
-    first, second = (mixture_of(Numbers(50), Numbers(30, "m"), seed=4) for _ in range(2))
-    backwards = {position: second.at(position) for position in reversed(range(240))}
-    assert [first.at(position) for position in range(240)] == [backwards[position] for position in range(240)]
+def test_turns_that_a_dataset_leaves_out_are_counted():
+    class Shorter(Numbers):
+        def __getitem__(self, index: int) -> Sample:
+            return replace(super().__getitem__(index), left_out={"odd": 2, "late": 1} if index % 2 else {})
 
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [epoch_of(mixture_of(Numbers(50), seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
-    assert orders[0] != sorted(orders[0])
-
-
-def test_order_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    epoch_of(mixture_of(Numbers(20)), 0)
-    assert torch.get_rng_state().equal(before)
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_an_epoch_sees_each_sample_exactly_once(epoch):
-    mixture = mixture_of(Numbers(37), Numbers(20, "m"))
-    assert sorted(epoch_of(mixture, epoch)) == [(0, i) for i in range(37)] + [(1, i) for i in range(20)]
-
-
-@pytest.mark.parametrize(
-    ("weight", "times"),  # how often a sample is seen: how many samples are
-    [(2, {2: 40}), (0.5, {1: 20}), (1.5, {1: 20, 2: 20}), (0.1, {1: 4}), (3, {3: 40})],
-)
-def test_a_weight_is_how_often_a_sample_is_seen(weight, times):
-    mixture = mixture_of(Numbers(40), Numbers(10, "m"), weights=[weight, 1.0])
-    for epoch in range(3):
-        seen = Counter(epoch_of(mixture, epoch))
-        assert Counter(count for (d, _), count in seen.items() if d == 0) == times
-        assert [seen[1, i] for i in range(10)] == [1] * 10
-    assert mixture.epoch_size == 40 * weight + 10
-
-
-def test_a_part_of_a_dataset_is_another_one_each_epoch():
-    mixture = mixture_of(Numbers(40), weights=[0.5])
-    assert set(epoch_of(mixture, 0)) != set(epoch_of(mixture, 1))
-
-
-def test_each_dataset_is_shuffled_by_itself():
-    order = epoch_of(mixture_of(Numbers(40), Numbers(40, "m"), weights=[0.5, 0.5]), 0)
-    assert {i for d, i in order if d == 0} != {i for d, i in order if d == 1}
-
-
-def test_datasets_are_mixed_anew_each_epoch():
-    mixture = mixture_of(Numbers(40), Numbers(40, "m"))
-    turns = [[d for d, _ in epoch_of(mixture, epoch)] for epoch in (0, 1)]
-    assert turns[0] != turns[1]
-    assert all(0 < sum(some[:20]) < 20 for some in turns)  # both are in the first quarter
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_held_out_samples_are_never_trained_on(share):
-    mixture = mixture_of(Numbers(1000), Numbers(500, "m"), share=share)
-    held = set(mixture.held_out)
-    trained = set(epoch_of(mixture, 0))
-    assert not held & trained
-    assert len(held) + len(trained) == 1500
-    assert abs(len(held) - 1500 * share) < 4 * (1500 * share * (1 - share)) ** 0.5  # four standard deviations
-
-
-def test_the_data_seed_alone_decides_what_is_held_out():
-    held = [mixture_of(Numbers(300), share=0.2, seed=seed).held_out for seed in (0, 1, 2)]
-    assert held[0] == held[1] == held[2]
-    assert Mixture([Numbers(300)], [1.0], data_of(share=0.2, seed=1), seed=0).held_out != held[0]
-
-
-def test_what_is_held_out_depends_on_a_samples_id_only():
-    small = mixture_of(Numbers(100), share=0.2).held_out
-    large = mixture_of(Numbers(5, "other"), Numbers(400), share=0.2).held_out
-    assert [i for d, i in large if d == 1 and i < 100] == [i for _, i in small]
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_nothing_and_everything_can_be_held_out(share):
-    assert {is_held_out(f"{i}", share, 0) for i in range(200)} == {share == 1.0}
-
-
-def test_a_limit_takes_some_held_out_samples_and_trains_on_none():
-    everything = mixture_of(Numbers(500), share=0.4)
-    limited = [mixture_of(Numbers(500), share=0.4, limit=30, seed=seed) for seed in (0, 1)]
-    assert limited[0].held_out == limited[1].held_out
-    assert len(limited[0].held_out) == 30
-    assert set(limited[0].held_out) < set(everything.held_out)
-    assert limited[0].held_out != everything.held_out[:30]
-    assert limited[0].train[0].equal(everything.train[0])
-
-
-def test_a_dataset_that_is_all_held_out_is_an_error():
-    with pytest.raises(DataError, match=r"data\.train\.1: all of its 3 samples are held out for validation"):
-        mixture_of(Numbers(900), Numbers(3, "m"), share=0.999, seed=0)
-
-
-def test_a_weight_that_leaves_no_sample_is_an_error():
-    with pytest.raises(DataError, match=r"data\.train\.1\.weight=0\.01 of 40 samples is not one; raise it"):
-        mixture_of(Numbers(40), Numbers(40, "m"), weights=[1.0, 0.01])
+    step = steps_of(mixture_of(Shorter(6, broken={1: "no answer"})), 6, 6)[0]
+    assert step.left_out == {"odd": 4, "late": 2}  # a sample that is skipped is not counted twice
 
 
 def test_steps_are_the_order_in_pieces():

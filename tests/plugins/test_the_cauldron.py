@@ -1,14 +1,18 @@
 import pickle
+from collections import Counter
 
 import datasets
 import pytest
 from hf_folder import cauldron_features, cauldron_row, encoded, write_dataset
+from tiny import tiny_experiment
 
-from nanovlm import ConfigError, DataError, ImageSpec, SkipSample, Turn
+from nanovlm import ConfigError, DataError, ImageSpec, SkipSample, Turn, train
 from nanovlm.blueprint import Part, open_dataset
 from nanovlm.data.conversation import TextFormat, byte_tokenizer
 from nanovlm.data.images import open_image
-from nanovlm.data.loader import Mixture, Packing, Preparation, Steps
+from nanovlm.data.loader import Packing, Preparation, Steps
+from nanovlm.data.mixture import Mixture
+from nanovlm.data.stream import Stream
 from nanovlm.data.workers import load
 from nanovlm.experiment import Data
 
@@ -189,6 +193,149 @@ def test_a_source_that_is_not_to_be_had_says_what_was_tried(open_split, tmp_path
     ]
 
 
+def test_unknown_weights_name_the_nearest(open_split, source):
+    with pytest.raises(ConfigError) as caught:
+        open_split(source, subsets=["words", "colours"], weights={"word": 2})
+    assert str(caught.value).splitlines() == [
+        "data.train.0: weights: unknown subset 'word'. Did you mean 'words'?",
+        "  Known here: colours, words",
+    ]
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("inf")])
+def test_a_weight_is_more_than_nothing(open_split, source, weight):
+    with pytest.raises(
+        ConfigError, match=r"^data\.train\.0\.weights: words=.* should be more than 0; to leave a subset"
+    ):
+        open_split(source, weights={"words": weight})
+
+
+def data_of(**options) -> Data:
+    options = {"validation": {"share": 0.0}, "max_text_tokens": 200, **options}
+    return Data.model_validate({"train": ["the_cauldron"], **options})
+
+
+def steps_of(dataset, data: Data, samples: int) -> Steps:
+    prepare = Preparation(TextFormat(byte_tokenizer(), "question_answer"), ImageSpec(4), data)
+    return Steps(Mixture([dataset], [1.0], data, seed=0), prepare, Packing(2, 1000, 256), samples, samples)
+
+
+def test_a_weight_is_how_often_an_epoch_passes_over_a_subset(open_split, source):
+    dataset = open_split(source, weights={"words": 3, "pairs": 0.5})
+    mixture = Mixture([dataset], [1.0], data_of(), seed=0)
+    seen = Counter(dataset.id(index).partition("/")[0] for _, index in map(mixture.at, range(mixture.epoch_size)))
+    assert seen == {"colours": 3, "words": 3, "pairs": 1}
+    assert [dataset.id(i) for i in range(len(dataset))] == [open_split(source).id(i) for i in range(6)]
+
+
+def test_a_weight_counts_on_the_rows_that_max_rows_leaves(open_split, source):
+    mixture = Mixture([open_split(source, weights={"colours": 2}, max_rows=1)], [1.0], data_of(), seed=0)
+    assert mixture.epoch_size == 2 + 1 + 1
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> str:
+    """Two subsets of 60 and 20 rows of text alone."""
+    subsets = {
+        name: [cauldron_row("", (f"{name} {i}?", f"{i}")) for i in range(size)] for name, size in (("a", 60), ("b", 20))
+    }
+    return str(write_dataset(tmp_path_factory.mktemp("large"), subsets, cauldron_features()))
+
+
+def test_the_validation_share_is_disjoint_and_the_data_seeds(open_split, large):
+    def ids(dataset, seed: int) -> tuple[set, set]:
+        mixture = Mixture([dataset], [1.0], data_of(validation={"share": 0.25}, seed=seed), seed=0)
+        trained = {dataset.id(index) for _, index in map(mixture.at, range(mixture.epoch_size))}
+        return trained, {dataset.id(index) for _, index in mixture.held_out}
+
+    (trained, held), (_, other) = (ids(open_split(large), seed) for seed in (0, 1))
+    assert not trained & held
+    assert len(trained | held) == 80
+    assert {"a", "b"} == {name.partition("/")[0] for name in held}
+    assert held != other
+    streamed = Stream(open_split(large, streaming=True), data_of(validation={"share": 0.25}), seed=0)
+    assert {row.id for row in streamed.held_out()} == held  # read by whatever way
+    weighty = ids(open_split(large, weights={"b": 3}), 0)
+    assert weighty == (trained, held)
+    assert ids(open_split(large, max_rows=10), 0)[1] == {name for name in held if int(name.partition("/")[2]) < 10}
+
+
+def test_of_a_row_with_many_questions_the_leading_ones_are_kept(open_split, tmp_path):
+    """As PlotQA has them."""
+    turns = [(f"What is the value of bar {i}?", f"{i} million dollars.") for i in range(129)]
+    dataset = open_split(
+        str(write_dataset(tmp_path / "plots", {"some": [cauldron_row("red", *turns)]}, cauldron_features()))
+    )
+    (fit, whole, first) = (steps_of(dataset, data_of(turns=turns), 1)[0] for turns in ("fit", "all", "first"))
+    text = TextFormat(byte_tokenizer(), "question_answer")
+    length = len(text.conversation(dataset[0].turns[:3], 1).ids)
+    assert length <= 200 < len(text.conversation(dataset[0].turns[:4], 1).ids)
+    assert (fit.num_samples, fit.num_tokens) == (1, length + 2)  # three turns, and a picture of two tokens
+    assert whole.skipped == {"too long": 1}
+    assert first.num_tokens == len(text.conversation(dataset[0].turns[:1], 1).ids) + 2
+
+
+def test_text_pictures_and_turns_of_any_number_are_packed_together(open_split, source):
+    step = steps_of(open_split(source), data_of(), 6)[0]
+    assert (step.num_samples, sum(len(row.pixels) for row in step.rows)) == (6, 3 + 5)
+    assert step.tally == {(f"data.train.0, subset '{name}'", ""): len(rows) for name, rows in SUBSETS.items()}
+
+
+def test_a_stream_has_the_same_samples(open_split, source):
+    dataset, stream = open_split(source), open_split(source, streaming=True)
+    rows = list(stream.stream())
+    streamed = {row.id: pickle.loads(pickle.dumps(stream)).sample(row) for row in rows}
+    assert streamed == {sample.id: sample for sample in samples(dataset)}
+    assert [row.id for row in rows] == [row.id for row in stream.stream()]
+    assert all(row.subset == row.id.partition("/")[0] for row in rows)
+
+
+def test_subsets_of_a_stream_take_turns(open_split, large):
+    names = [row.id for row in open_split(large, streaming=True).stream()]
+    assert names[:4] == ["a/0", "b/0", "a/1", "b/1"]
+    assert sorted(names) == sorted(f"{name}/{i}" for name, size in (("a", 60), ("b", 20)) for i in range(size))
+
+
+def test_subsets_of_known_sizes_are_interleaved_evenly(open_split, large):
+    dataset = open_split(large, streaming=True)
+    for name, size in (("a", 60), ("b", 20)):
+        dataset.rows[name].size = size  # as a hub's card tells it
+    names = "".join(row.subset for row in dataset.stream())
+    assert all(names[n : n + 4].count("b") == 1 for n in range(0, 80, 4))
+
+
+def test_weights_and_max_rows_hold_for_a_stream_too(open_split, large):
+    dataset = open_split(large, streaming=True, max_rows=10, weights={"a": 2, "b": 0.5})
+    seen = Counter(row.id for row in dataset.stream())
+    assert {name: count for name, count in seen.items() if name.startswith("a/")} == {f"a/{i}": 2 for i in range(10)}
+    half = {name for name in seen if name.startswith("b/")}
+    assert 0 < len(half) < 10
+    assert all(seen[name] == 1 and int(name[2:]) < 10 for name in half)
+
+
+def test_rows_of_another_form_are_refused_in_a_stream_too(open_split, tmp_path):
+    from datasets import Value
+
+    other = write_dataset(tmp_path / "other", {"some": [{"caption": "a cat"}]}, {"caption": Value("string")})
+    with pytest.raises(
+        DataError, match=r"^data\.train\.0: source: the rows of '.*other some train' have no images\[\], "
+    ):
+        open_split(str(other), streaming=True)
+
+
+def test_a_subset_that_is_skipped_as_a_whole_is_told_by_name(source, tmp_path):
+    """At the end of a run, with how many and why."""
+    rows = [cauldron_row("red", ("What?", None)), {**cauldron_row("red", ("What?", "Red.")), "images": [BROKEN]}]
+    broken = str(write_dataset(tmp_path / "broken", {"bad": rows, "good": SUBSETS["words"]}, cauldron_features()))
+    data = f"data.train=[{{name: the_cauldron, subsets: all, source: {broken}}}]"
+    summary = train(tiny_experiment(data, "training.epochs=2"), tmp_path / "run")
+    assert summary["skipped"] == {"no answer": 2, "undecodable picture": 2}
+    assert summary["wholly_skipped"] == [
+        "data.train.0, subset 'bad': all 4 of its samples that came up were skipped "
+        "(2 no answer, 2 undecodable picture)"
+    ]
+
+
 def test_what_a_row_leaves_empty_is_no_crash(open_split, tmp_path):
     rows = [
         cauldron_row("red", (None, "Red."), ("What?", None)),
@@ -215,10 +362,7 @@ def test_what_cannot_be_used_is_skipped_and_counted(open_split, tmp_path, worker
         *SUBSETS["words"],
     ]
     dataset = open_split(str(write_dataset(tmp_path / "broken", {"some": rows}, cauldron_features())))
-    data = Data.model_validate({"train": ["the_cauldron"], "validation": {"share": 0.0}, "max_text_tokens": 200})
-    prepare = Preparation(TextFormat(byte_tokenizer(), "question_answer"), ImageSpec(4), data)
-    steps = Steps(Mixture([dataset], [1.0], data, seed=0), prepare, Packing(2, 1000, 256), len(rows), len(rows))
-    (step,) = load(steps, workers)
+    (step,) = load(steps_of(dataset, data_of(), len(rows)), workers)
     assert step.skipped == {"undecodable picture": 1, "no picture": 1, "no answer": 1, "no turn": 1}
     assert step.num_samples == 4
     shown = {tuple(pixels[:, 0, 0].tolist()) for row in step.rows for pixels in row.pixels}
