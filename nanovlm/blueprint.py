@@ -53,7 +53,7 @@ class located:  # noqa: N801 - reads as a word: with located("projector"):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, HubError):
-            raise ConfigError(error.at(self.where)) from None
+            raise error.at(self.where) from None
         if isinstance(error, NanoVLMError):
             error.args = (f"{self.where}: {error}",)  # the error itself goes on, whatever its class is built from
 
@@ -109,9 +109,12 @@ class collected:  # noqa: N801
     ...         check_one_thing()
     ...     with problems:
     ...         check_another()
+
+    only: what is collected, and then raised. Anything else is raised at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, only: type[NanoVLMError] = NanoVLMError) -> None:
+        self.only = only
         self.found: list[str] = []
         self.depth = 0
 
@@ -122,11 +125,12 @@ class collected:  # noqa: N801
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self.depth -= 1
         if self.depth:
-            if isinstance(error, NanoVLMError):
+            if isinstance(error, self.only):
                 self.found.append(str(error))
-            return isinstance(error, NanoVLMError)
+            return isinstance(error, self.only)
         if error is None and self.found:
-            raise ConfigError(join(self.found))
+            kind = ConfigError if self.only is NanoVLMError else self.only
+            raise kind(join(self.found))
         return False
 
 
@@ -185,7 +189,8 @@ def open_dataset(part: Part, split: Split) -> Dataset:
     """Build a dataset; errors say where in the experiment it stands."""
     with located(part.where):
         dataset: Dataset = part.cls(part.config, split)
-        if not len(dataset):
+        empty = next(iter(dataset.stream()), None) is None if dataset.streaming else not len(dataset)
+        if empty:
             raise DataError(
                 f"{part.name} has no sample in its {split} split; `nanovlm list {part.name}` shows its options"
             )
@@ -197,4 +202,6 @@ def open_benchmark(part: Part) -> Benchmark:
     if not issubclass(part.cls, Benchmark):
         raise DataError(f"{part.where}: {part.name} is for training only; a benchmark has prompt, answer and score")
     benchmark: Benchmark = open_dataset(part, "test")  # type: ignore[assignment]
+    if benchmark.streaming:
+        raise DataError(f"{part.where}: {part.name} is a stream, and a benchmark has a number of questions")
     return benchmark

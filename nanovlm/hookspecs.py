@@ -32,4 +32,4 @@ def register_datasets(register: Register) -> None:
 
 @hookspec
 def register_trackers(register: Register) -> None:
-    """``register(name, cls)``: cls watches a run (started, step_finished, evaluated, finished)."""
+    """``register(name, cls)``: cls watches a run (started, step_finished, evaluated, finished or failed)."""

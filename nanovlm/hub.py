@@ -15,17 +15,23 @@ MODEL = (*WEIGHTS, *TOKENIZER)
 class HubError(ConfigError):
     """A source that is neither a folder here nor to be had from the hub."""
 
-    def __init__(self, source: str, option: str, reason: str) -> None:
+    def __init__(self, source: str, option: str, reason: str, unreachable: bool = False) -> None:
         super().__init__(f"{option}: {source!r} is no folder here, and {reason}")
         self.source, self.option, self.reason = source, option, reason
+        self.unreachable = unreachable  # the hub gave no answer at all, and will give none about anything else
 
-    def at(self, where: str) -> str:
+    def at(self, where: str) -> ConfigError:
         """The whole message, once it is known where in the experiment the source stands."""
         override = f"{where}.{self.option}"
-        return (
+        kind = Unreachable if self.unreachable else ConfigError
+        return kind(
             f"{override}: {self.source!r} is no folder here, and {self.reason}.\n"
             f"  Without network, point it at a folder: {override}=FOLDER"
         )
+
+
+class Unreachable(ConfigError):
+    """Without network: nothing else that the experiment names can be had either, unless it is here already."""
 
 
 def local_folder(source: str) -> Path | None:
@@ -53,11 +59,12 @@ def fetch(source: str, files: tuple[str, ...], option: str = "weights") -> Path:
         return folder
     check_hub_id(source, option)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(files)))
     except Exception as error:  # of whichever HTTP library the installed version uses, too
-        raise HubError(source, option, why(error)) from None
+        raise HubError(source, option, why(error), isinstance(error, LocalEntryNotFoundError)) from None
 
 
 def why(error: Exception) -> str:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanovlm.blueprint import ROLES, Blueprint, located
+from nanovlm.blueprint import ROLES, Blueprint, collected, located
 from nanovlm.components import LanguageDecoder, VisionEncoder, device_of
 from nanovlm.data.conversation import TextFormat, load_text_format
 from nanovlm.data.packing import PackedRow
 from nanovlm.errors import CheckpointError
 from nanovlm.experiment import Named
+from nanovlm.hub import Unreachable
 from nanovlm.plugins import Registries, load_plugins
 from nanovlm.seeding import seeded
 from nanovlm.weights import load_weights, read_json, read_tensors, tied_once
@@ -96,11 +97,12 @@ class VisionLanguageModel(nn.Module):
         return patches
 
     def load_pretrained(self) -> None:
-        """Load the weights that each component's ``weights`` names."""
-        for role in ROLES:
-            if load := getattr(getattr(self, role), "load_pretrained", None):
-                with located(role):
-                    load()
+        """Load the weights that each component's ``weights`` names; what is missing without network, at once."""
+        with collected(only=Unreachable) as problems:
+            for role in ROLES:
+                if load := getattr(getattr(self, role), "load_pretrained", None):
+                    with problems, located(role):
+                        load()
 
     def generate(self, prompt: str, images: Iterable[Any] = (), max_new_tokens: int = 64) -> str:
         """The model's answer to ``prompt`` about ``images`` (paths, bytes or Pillow images), greedily decoded."""

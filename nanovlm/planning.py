@@ -23,6 +23,22 @@ TRAINED_BYTES = 12  # more for a trained weight: its gradient and AdamW's two mo
 
 
 @dataclass(frozen=True)
+class Download:
+    """A hub id that an experiment names, and where it does so."""
+
+    where: str
+    source: str
+    bytes: int | None
+    """At most so many; None where nobody knows."""
+
+    @property
+    def size(self) -> str:
+        if self.bytes is None:
+            return "size unknown"
+        return f"up to {self.bytes / 1e9:,.0f} GB" if self.bytes >= 1e9 else f"up to {self.bytes / 1e6:,.0f} MB"
+
+
+@dataclass(frozen=True)
 class Plan:
     """An experiment's size. FLOPs and memory are for samples of the greatest length, every text token supervised."""
 
@@ -37,7 +53,7 @@ class Plan:
     """What ``memory_bytes`` is for: the experiment's precision; for `auto` bf16, what it is on most GPUs."""
     memory_bytes: int
     """Weights, gradients, optimizer state, and what the backward pass of one full row needs."""
-    downloads: list[str]
+    downloads: list[Download]
 
     @property
     def total_parameters(self) -> int:
@@ -146,14 +162,18 @@ def _longest_row(model: VisionLanguageModel, text_tokens: int, samples: int) -> 
     return pack_row([Example(tokens, pixels)] * samples, model.num_image_tokens)
 
 
-def _downloads(recipe: Recipe) -> list[str]:
-    """What the experiment names that is not on this machine: hub ids, each with where it is named."""
+def _downloads(recipe: Recipe) -> list[Download]:
+    """What the experiment names that is not on this machine."""
     named = [
-        (f"{part.where}.{option}", getattr(part.config, option, ""))
+        (part, option, getattr(part.config, option, ""))
         for part in recipe.parts
         for option in ("weights", "tokenizer", "source")
     ]
-    return [f"{where}: {source}" for where, source in named if isinstance(source, str) and not _is_here(source)]
+    return [
+        Download(f"{part.where}.{option}", source, part.config.known_sizes.get(source))
+        for part, option, source in named
+        if isinstance(source, str) and not _is_here(source)
+    ]
 
 
 def _is_here(source: str) -> bool:

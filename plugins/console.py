@@ -2,12 +2,15 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanovlm import ComponentConfig, Tracker, hookimpl
+from nanovlm.evaluation.evaluator import Answered
+from nanovlm.training.clock import per_second
 
 LINES = 20  # a run without a terminal prints about so many
 
@@ -16,15 +19,18 @@ class Console(Tracker):
     class Config(ComponentConfig):
         pass
 
+    progress: Progress | None = None  # in a terminal, from the start to the end of a run
+
     def started(self, facts: dict[str, Any]) -> None:
         self.terminal = Terminal()
         self.total = facts["total_steps"]
         self.start = time.monotonic()
         parts = f"{facts['vision_encoder']} + {facts['projector']} + {facts['language_decoder']}"
         where = f"on {facts['device']} in {facts['precision']}"
-        self.terminal.print(f"[bold]{self.run.name}[/]: {parts}, {facts['parameters']:,} parameters, {where}")
+        self.terminal.print(
+            f"[bold]{self.run.name}[/]: {parts}, {facts['parameters']:,} parameters, {where}", soft_wrap=True
+        )
         self.terminal.print(f"run folder: {facts['run']}", soft_wrap=True, highlight=False)
-        self.progress = None
         if self.terminal.is_terminal:
             columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
             self.progress = Progress(*columns, console=self.terminal)
@@ -34,8 +40,8 @@ class Console(Tracker):
     def step_finished(self, metrics: dict[str, float]) -> None:
         step = int(metrics["step"])
         loss = metrics.get("loss", math.nan)
-        speed = f"{metrics['samples_per_second']:,.0f} samples/s  {metrics['tokens_per_second']:,.0f} tokens/s"
-        figures = f"loss {loss:.3f}  {speed}"
+        samples, tokens = (per_second(metrics[f"{what}_per_second"]) for what in ("samples", "tokens"))
+        figures = f"loss {loss:.3f}  {samples} samples/s  {tokens} tokens/s"
         if self.progress:
             self.progress.update(self.task, completed=step, figures=figures)
         elif step == self.total or step % max(1, self.total // LINES) == 0:
@@ -44,7 +50,7 @@ class Console(Tracker):
                 f"step {step}/{self.total}  {figures}  {left:,.0f} s left", soft_wrap=True, highlight=False
             )
 
-    def evaluated(self, results: dict[str, Any]) -> None:
+    def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:
         if "benchmark" in results:
             low, high = results["ci95"]
             controls = "".join(f", {name.replace('_', ' ')} {value:.1%}" for name, value in results["controls"].items())
@@ -54,6 +60,15 @@ class Console(Tracker):
         self.terminal.print(f"step {results['step']}: {figures}", soft_wrap=True, highlight=False)
 
     def finished(self, summary: dict[str, Any]) -> None:
+        self.close()
+        for sentence in summary.get("wholly_skipped", ()):
+            self.terminal.print(f"nothing used: {sentence}", soft_wrap=True, highlight=False)
+
+    def failed(self, error: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back: a live line hides the cursor."""
         if self.progress:
             self.progress.stop()
 

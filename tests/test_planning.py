@@ -12,7 +12,7 @@ from nanovlm import ConfigError, load_experiment, load_plugins
 from nanovlm.blueprint import Recipe
 from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, pack_row
-from nanovlm.planning import Plan, count_flops, freeze, kept_bytes, plan
+from nanovlm.planning import Download, Plan, count_flops, freeze, kept_bytes, plan
 
 ROOT = Path(__file__).parents[1]
 MILLION = 10**6
@@ -146,11 +146,11 @@ def test_memory_is_for_the_experiments_precision(precision):
 
 
 def test_what_would_be_downloaded_is_named():
-    assert planned("baseline").downloads == [
-        "vision_encoder.weights: google/siglip-base-patch16-224",
-        "language_decoder.weights: HuggingFaceTB/SmolLM2-135M",
-        "data.train.0.source: HuggingFaceM4/the_cauldron",
-        "benchmarks.0.source: Lin-Chen/MMStar",
+    assert [(each.where, each.source, each.size) for each in planned("baseline").downloads] == [
+        ("vision_encoder.weights", "google/siglip-base-patch16-224", "up to 813 MB"),
+        ("language_decoder.weights", "HuggingFaceTB/SmolLM2-135M", "up to 269 MB"),
+        ("data.train.0.source", "HuggingFaceM4/the_cauldron", "up to 169 GB"),
+        ("benchmarks.0.source", "Lin-Chen/MMStar", "up to 42 MB"),
     ]
     assert planned("quickstart").downloads == []
 
@@ -175,7 +175,9 @@ def test_what_is_on_this_machine_is_not_downloaded(tmp_path):
     train = ", ".join(f"{{name: sources, source: {source}}}" for source in sources)
     registries = load_plugins([str(tmp_path / "sources.py")])
     experiment = load_experiment(f"{ROOT}/experiments/quickstart.yaml", [f"data.train=[{train}]"])
-    assert plan(Recipe.of(experiment, registries)).downloads == ["data.train.3.source: owner/name"]
+    downloads = plan(Recipe.of(experiment, registries)).downloads
+    assert downloads == [Download("data.train.3.source", "owner/name", None)]
+    assert downloads[0].size == "size unknown"
 
 
 @pytest.mark.parametrize(
@@ -235,4 +237,7 @@ def test_no_weight_is_ever_allocated():
 def test_everything_of_a_plan_can_be_written_as_json():
     content = tiny_plan().to_json()
     assert content["total_parameters"] == sum(content["parameters"].values())
+    assert planned("baseline").to_json()["downloads"][3] == {
+        "where": "benchmarks.0.source", "source": "Lin-Chen/MMStar", "bytes": 42_000_000,
+    }  # fmt: skip
     assert content.keys() > {"name", "image_tokens", "flops_per_sample", "memory_bytes", "precision", "downloads"}

@@ -1,6 +1,7 @@
 """``nanovlm evaluate``: score a run, a model folder or a hub id on a benchmark."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,13 @@ from nanovlm.blueprint import Part, open_benchmark
 from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles
 from nanovlm.components import parse
 from nanovlm.errors import ConfigError
-from nanovlm.evaluation.evaluator import Questions, numbered
+from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
 from nanovlm.experiment import Experiment, NamedBenchmark, load_experiment, override, split_override
 from nanovlm.hub import CONFIG, fetch
 from nanovlm.model import VisionLanguageModel, read_config
 from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import Precision, choose_device
+from nanovlm.training.run import Run
 
 
 def command(
@@ -46,7 +48,9 @@ def command(
     questions = Questions(name, open_benchmark(part), choice.limit if limit is None else limit)
     loaded = VisionLanguageModel.from_pretrained(source, registries, str(chosen_device))
     with Precision(run.training.precision if run else "auto", chosen_device).autocast():
-        evaluation = questions.evaluate(loaded, controls, run.data.seed if run else 0)
+        evaluation = questions.evaluate(loaded, controls, run.data.seed if run else 0, recorded_answers(source, name))
+    if controls and questions.benchmark.bare_decoder and "bare_decoder" not in evaluation.controls:
+        print(f"{name}: {UNTOLD}", file=sys.stderr)
     if output:
         evaluation.write(output)
     summary = evaluation.summary()
@@ -66,6 +70,11 @@ def recorded_experiment(source: str) -> Experiment | None:
     return load_experiment(file) if file.is_file() else None
 
 
+def recorded_answers(source: str, benchmark: str) -> list[Item]:
+    """What the language decoder said before the model's run trained it, as the run recorded it."""
+    return read_items(Run(Path(source).resolve().parent, "").bare_decoder(benchmark))
+
+
 def choose_benchmark(run: Experiment | None, name: str, options: list[str]) -> tuple[str, NamedBenchmark]:
     """The benchmark called ``name`` (or the first) in the model's run, or a new one, with ``options`` over its own."""
     recorded = run.benchmarks if run else []
@@ -81,16 +90,43 @@ def choose_benchmark(run: Experiment | None, name: str, options: list[str]) -> t
 
 
 def described(name: str, summary: dict[str, Any]) -> list[str]:
-    """A benchmark's result in words."""
-    low, high = summary["ci95"]
-    interval = f"[{low:.1%}, {high:.1%}]"
-    lines = [f"{name}: accuracy {summary['accuracy']:.1%} {interval} on {summary['questions']} questions"]
-    lines += [
-        f"  the same questions, {CONTROLS.get(key, key)}: {value:.1%}" for key, value in summary["controls"].items()
-    ]
-    lines += [f"  of category {key}: {value:.1%}" for key, value in summary["categories"].items()]
+    """A benchmark's result in words, and as a table by category."""
+    lines = [f"{name}: accuracy {percent(summary, 'accuracy')} on {summary['questions']:,} questions"]
+    lines += [f"  the same questions, {CONTROLS[key]}: {value:.1%}" for key, value in summary["controls"].items()]
+    measures = [key for key, value in summary.items() if isinstance(value, float) and key != "accuracy"]
+    lines += [f"  {key.replace('_', ' ')}: {percent(summary, key)}" for key in measures]
     lines += [f"  {count} skipped, and counted as wrong: {reason}" for reason, count in summary["skipped"].items()]
-    return lines
+    return lines + category_table(summary)
 
 
-CONTROLS = {"shuffled": "pictures shuffled between them", "no_image": "without pictures"}
+def percent(summary: dict[str, Any], key: str) -> str:
+    """A figure, with its 95 % interval if it has one (``accuracy`` has ``ci95``)."""
+    interval = summary.get(key.removesuffix("accuracy") + "ci95") if key.endswith("accuracy") else None
+    return f"{summary[key]:.1%}" + (f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else "")
+
+
+def category_table(summary: dict[str, Any]) -> list[str]:
+    """Each category, with its subcategories below it: the number of questions, and the accuracy on them."""
+    rows = []
+    for category, value in summary["categories"].items():
+        rows.append((f"  {category}", category, value))
+        below = f"{category}/"
+        subcategories = {key: value for key, value in summary["subcategories"].items() if key.startswith(below)}
+        rows += [(f"    {key.removeprefix(below)}", key, value) for key, value in subcategories.items()]
+    if not rows:
+        return []
+    width = max(len(label) for label, _, _ in rows)
+    lines = [f"{'  category':{width}}  questions  accuracy"]
+    counts = summary["questions_by_category"]
+    return lines + [f"{label:{width}}  {counts[key]:9,}  {value:8.1%}" for label, key, value in rows]
+
+
+UNTOLD = (
+    "what compares with the language decoder before it was trained is left out: "
+    "the model's run, if it has one, did not ask it these questions"
+)
+CONTROLS = {
+    "shuffled": "pictures shuffled between them",
+    "no_image": "without pictures",
+    "bare_decoder": "without pictures, the language decoder before it was trained",
+}

@@ -1,6 +1,7 @@
 """``nanovlm list``: every component that an experiment can name, and the plugin it came from."""
 
 import json
+import re
 import sys
 from typing import Annotated, Any, get_origin
 
@@ -34,7 +35,7 @@ def command(
     console = Console()
     for registry, entry in found if name else []:
         console.print(heading(registry, entry), markup=False, highlight=False)
-        console.print(options_table(entry))
+        console.print(options_table(entry) if entry.cls.Config.model_fields else "no options")  # type: ignore[attr-defined]
     if not name:
         console.print(overview(found))
     console.print(failures(registries), end="", markup=False)
@@ -82,7 +83,7 @@ def options(config: type[ComponentConfig]) -> list[dict[str, Any]]:
 def spelled(annotation: Any) -> str:
     """A type as Python spells it, without the modules' names."""
     plain = isinstance(annotation, type) and get_origin(annotation) is None
-    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
+    return annotation.__name__ if plain else re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", str(annotation))
 
 
 def overview(found: list[tuple[Registry, Entry]]) -> Table:

@@ -33,6 +33,8 @@ def table(result: Plan) -> Table:
     shown.add_row("longest sample with one image", f"{result.longest_sample:,} tokens")
     shown.add_row("FLOPs for it, forward and backward", f"{result.flops_per_sample / 1e9:,.1f} G")
     shown.add_row(f"training memory (estimate, {result.precision})", f"{result.memory_bytes / 2**30:,.1f} GiB")
-    for line in result.downloads or ["nothing"]:
-        shown.add_row("would be downloaded", line)
+    for download in result.downloads:
+        shown.add_row(f"download of {download.where}", f"{download.source}, {download.size}")
+    if not result.downloads:
+        shown.add_row("would be downloaded", "nothing")
     return shown

@@ -11,6 +11,7 @@ import typer
 from nanovlm.cli.evaluate import described
 from nanovlm.cli.options import ExperimentFile, Overrides, PluginFiles
 from nanovlm.experiment import load_experiment
+from nanovlm.training.clock import per_second
 from nanovlm.training.launch import train
 from nanovlm.training.run import plugin_copies
 
@@ -36,8 +37,8 @@ def report(summary: dict[str, Any]) -> list[str]:
     run = summary["run"]
     lines = [
         f"\n{summary['samples']:,} samples in {summary['steps']:,} steps, "
-        f"{summary['samples_per_second']:,.0f} samples/s, "
-        f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['wall_seconds']:,.0f} s in all, "
+        f"{per_second(summary['samples_per_second'])} samples/s, "
+        f"{per_second(summary['tokens_per_second'])} tokens/s, {summary['wall_seconds']:,.0f} s in all, "
         f"peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]
     if summary["skipped"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.components import Benchmark, Sample
+from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.errors import SkipSample
 from nanovlm.evaluation.controls import shuffled, without_images
 from nanovlm.evaluation.metrics import accuracy, wilson_interval
@@ -17,6 +18,8 @@ from nanovlm.generation import Prompt, generate
 from nanovlm.model import VisionLanguageModel
 
 BATCH = 32  # questions asked together
+
+Change = Callable[[Sequence[Sample]], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -29,39 +32,60 @@ class Item:
     answer: str
     score: float
     category: str | None = None
+    subcategory: str | None = None
     skipped: str | None = None
+
+
+Answered = tuple[Sample, Item]
 
 
 @dataclass
 class Evaluation:
-    """A benchmark's result. ``controls`` holds the accuracies with shuffled pictures and with none."""
+    """A benchmark's result.
+
+    controls: the accuracies with shuffled pictures, with none, and of the decoder alone before it was trained.
+    measures: the benchmark's own figures (see ``Benchmark.measures``).
+    """
 
     benchmark: str
     items: list[Item]
     controls: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
+        """As ``summary.json`` has it. A subcategory goes by ``category/subcategory``."""
         scores = [item.score for item in self.items]
-        by_category: dict[str, list[float]] = defaultdict(list)
-        for item in self.items:
-            if item.category is not None:
-                by_category[item.category].append(item.score)
+        categories = _by(self.items, lambda item: item.category)
+        subcategories = _by(self.items, lambda item: item.subcategory and f"{item.category}/{item.subcategory}")
         return {
             "accuracy": accuracy(scores),
             "ci95": list(wilson_interval(scores)),
             "questions": len(scores),
             "skipped": dict(Counter(item.skipped for item in self.items if item.skipped)),
-            "categories": {name: accuracy(values) for name, values in sorted(by_category.items())},
+            "categories": {name: accuracy(values) for name, values in categories.items()},
+            "subcategories": {name: accuracy(values) for name, values in subcategories.items()},
+            "questions_by_category": {name: len(values) for name, values in (categories | subcategories).items()},
             "controls": self.controls,
+            **self.measures,
         }
 
     def write(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(
-            "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items), encoding="utf-8"
-        )
-        part.replace(file)
+        write_items(self.items, file)
+
+
+def write_items(items: Sequence[Item], file: Path) -> None:
+    """One JSON line an item."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    part.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    part.replace(file)
+
+
+def read_items(file: Path) -> list[Item]:
+    """What ``write_items`` wrote; none if there is no such file."""
+    if not file.is_file():
+        return []
+    return [Item(**json.loads(line)) for line in file.open(encoding="utf-8")]
 
 
 class Questions:
@@ -70,17 +94,45 @@ class Questions:
     def __init__(self, name: str, benchmark: Benchmark, limit: int = 0) -> None:
         self.name, self.benchmark = name, benchmark
         count = min(limit or len(benchmark), len(benchmark))
-        self.samples = [_read(benchmark, i) for i in range(count)]
+        self.samples = [self._read(i) for i in range(count)]
 
-    def evaluate(self, model: VisionLanguageModel, controls: bool, seed: int = 0) -> Evaluation:
-        """Ask every question; with ``controls`` also with shuffled pictures and with none."""
-        evaluation = Evaluation(self.name, list(self._ask(model, self.samples)))
-        if controls and any(sample.images for sample in self.samples if isinstance(sample, Sample)):
+    def evaluate(
+        self, model: VisionLanguageModel, controls: bool, seed: int = 0, bare: Sequence[Item] = ()
+    ) -> Evaluation:
+        """Ask every question; with ``controls`` also with shuffled pictures and with none.
+
+        bare: what ``ask_bare_decoder`` gave; one more control, if it was asked these very questions.
+        """
+        items = list(self._ask(model, self.samples))
+        others: dict[str, float] = {}
+        if controls and self.has_pictures:
             for name, change in _controls(seed).items():
-                changed = iter(change([sample for sample in self.samples if isinstance(sample, Sample)]))
-                samples = [next(changed) if isinstance(sample, Sample) else sample for sample in self.samples]
-                evaluation.controls[name] = accuracy([item.score for item in self._ask(model, samples)])
-        return evaluation
+                others[name] = accuracy([item.score for item in self._ask(model, self._changed(change))])
+            if recorded := _same_questions(bare, items):
+                others["bare_decoder"] = accuracy([item.score for item in recorded])
+        return Evaluation(self.name, items, others, self.benchmark.measures(items, others))
+
+    def ask_bare_decoder(self, model: VisionLanguageModel) -> list[Item]:
+        """What a model that is not trained yet says without pictures: only its language decoder has a part in that.
+
+        Nothing is asked of a benchmark that makes no use of it (see ``Benchmark.bare_decoder``).
+        """
+        if not (self.benchmark.bare_decoder and self.has_pictures):
+            return []
+        return list(self._ask(model, self._changed(without_images)))
+
+    def answered(self, items: Sequence[Item]) -> list[Answered]:
+        """The samples that were asked, each with its item."""
+        pairs = zip(self.samples, items, strict=True)
+        return [(sample, item) for sample, item in pairs if isinstance(sample, Sample) and not item.skipped]
+
+    @property
+    def has_pictures(self) -> bool:
+        return any(sample.images for sample in self.samples if isinstance(sample, Sample))
+
+    def _changed(self, change: Change) -> list[Sample | Item]:
+        changed = iter(change([sample for sample in self.samples if isinstance(sample, Sample)]))
+        return [next(changed) if isinstance(sample, Sample) else sample for sample in self.samples]
 
     def _ask(self, model: VisionLanguageModel, samples: Sequence[Sample | Item]) -> Iterator[Item]:
         for start in range(0, len(samples), BATCH):
@@ -108,9 +160,17 @@ class Questions:
     def _item(self, sample: Sample, prediction: str, skipped: str | None = None) -> Item:
         benchmark = self.benchmark
         score = 0.0 if skipped else benchmark.score(prediction, sample)
-        return Item(
-            sample.id, benchmark.prompt(sample), prediction, benchmark.answer(sample), score, sample.category, skipped
-        )
+        words = benchmark.prompt(sample), prediction, benchmark.answer(sample)
+        return Item(sample.id, *words, score, sample.category, sample.subcategory, skipped)
+
+    def _read(self, index: int) -> Sample | Item:
+        """A sample, or, if it is broken, the item that says so."""
+        try:
+            return self.benchmark[index]
+        except SkipSample as skip:
+            if skip.sample:
+                return self._item(skip.sample, "", skip.reason)
+            return Item(self.benchmark.id(index), "", "", "", 0.0, skipped=skip.reason)
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -119,13 +179,25 @@ def numbered(names: Sequence[str]) -> list[str]:
     return [name if number == 1 else f"{name}-{number}" for name, number in zip(names, numbers, strict=True)]
 
 
-def _controls(seed: int) -> dict[str, Callable[[Sequence[Sample]], list[Sample]]]:
+def _controls(seed: int) -> dict[str, Change]:
     return {"shuffled": lambda samples: shuffled(samples, seed), "no_image": without_images}
 
 
-def _read(benchmark: Benchmark, index: int) -> Sample | Item:
-    """A sample, or, if it is broken, the item that says so."""
-    try:
-        return benchmark[index]
-    except SkipSample as skip:
-        return Item(benchmark.id(index), "", "", "", 0.0, skipped=skip.reason)
+def _by(items: Sequence[Item], key: Callable[[Item], str | None]) -> dict[str, list[float]]:
+    """The scores of the items of each key, in the keys' order."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        if name := key(item):
+            groups[name].append(item.score)
+    return dict(sorted(groups.items()))
+
+
+def _same_questions(recorded: Sequence[Item], items: Sequence[Item]) -> list[Item]:
+    """Of the recorded items those of the same questions; none unless all of them are there."""
+
+    def question(item: Item) -> tuple[str, str, str]:
+        return item.id, item.question.replace(IMAGE_MARK, ""), item.answer
+
+    known = {question(item): item for item in recorded}
+    found = [known[question(item)] for item in items if question(item) in known]
+    return found if len(found) == len(items) else []

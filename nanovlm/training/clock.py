@@ -56,6 +56,11 @@ class Stopwatch:
         setattr(self.clock, self.total, getattr(self.clock, self.total) + time.perf_counter() - self.start)
 
 
+def per_second(rate: float) -> str:
+    """A rate in words: whole, and of a slow run with its tenths."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's where there is one, else this process's."""
     if device.type == "cuda":

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nanovlm.blueprint import Recipe, open_benchmark, open_dataset
-from nanovlm.data.loader import HeldOut, Mixture, Packing, Preparation, Steps
+from nanovlm.blueprint import Recipe, collected, open_benchmark, open_dataset
+from nanovlm.data.loader import HeldOut, Packing, Preparation, Steps
+from nanovlm.data.mixture import Mixture
+from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps
+from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Questions, numbered
-from nanovlm.experiment import Experiment
+from nanovlm.experiment import BUDGETS, Experiment
+from nanovlm.hub import Unreachable
 from nanovlm.model import VisionLanguageModel
 from nanovlm.planning import check_lengths
 from nanovlm.plugins import load_plugins
 from nanovlm.seeding import seeded
 from nanovlm.training.precision import choose_device
-from nanovlm.training.run import MetricsLog, Run
+from nanovlm.training.run import Run
+from nanovlm.training.trackers import MetricsLog, Trackers
 from nanovlm.training.trainer import Parts, Trainer
 
 
@@ -33,25 +36,57 @@ def train(
     recipe = Recipe.of(experiment, load_plugins(plugin_files))
     check_lengths(recipe)
     device = choose_device(experiment.device)
-    mixture = open_mixture(recipe)
-    benchmarks = open_benchmarks(recipe)
-    model = VisionLanguageModel(recipe.blueprint, experiment.seed)
-    model.load_pretrained()
+    model, mixture, benchmarks = open_everything(recipe)
     steps, held_out = lay_out_steps(recipe, model, mixture)
     run = Run.create(recipe, run_dir)
     run.record_provenance(recipe, model, data_order=fingerprint_order(mixture, steps))
-    trackers = [MetricsLog(MetricsLog.Config(), run), *(part.cls(part.config, run) for part in recipe.trackers)]
+    named = [part.cls(part.config, run) for part in recipe.trackers]
+    trackers = Trackers([MetricsLog(MetricsLog.Config(), run), *named])
     parts = Parts(experiment, model.to(device), steps, held_out, benchmarks, trackers, run, recipe.registries.files)
     with seeded(experiment.seed, "training"):  # dropout and the like; the caller's generator stays untouched
         summary = Trainer(parts).train()
     return summary | {"run": str(run.folder)}
 
 
-def open_mixture(recipe: Recipe) -> Mixture:
+def open_everything(recipe: Recipe) -> tuple[VisionLanguageModel, Mixture | Stream, list[Questions]]:
+    """The model with its pretrained weights, the training data and the benchmarks.
+
+    Weights come first: the smallest download. Without network one error names all that is to be pointed at folders.
+    """
+    with collected(only=Unreachable) as problems:
+        with problems:
+            model = VisionLanguageModel(recipe.blueprint, recipe.experiment.seed)
+            model.load_pretrained()
+        with problems:
+            mixture = open_mixture(recipe)
+        with problems:
+            benchmarks = open_benchmarks(recipe)
+    return model, mixture, benchmarks
+
+
+def open_mixture(recipe: Recipe) -> Mixture | Stream:
     """The experiment's training data."""
     datasets = [open_dataset(part, "train") for part in recipe.datasets]
     weights = [choice.weight for choice in recipe.experiment.data.train]
-    return Mixture(datasets, weights, recipe.experiment.data, recipe.experiment.seed)
+    streams = [d for d, dataset in enumerate(datasets) if dataset.streaming]
+    if not streams:
+        return Mixture(datasets, weights, recipe.experiment.data, recipe.experiment.seed)
+    _check_stream(recipe, streams[0])
+    return Stream(datasets[0], recipe.experiment.data, recipe.experiment.seed)
+
+
+def _check_stream(recipe: Recipe, d: int) -> None:
+    """A ConfigError for what cannot be had of a dataset without a length."""
+    what, training = f"{recipe.datasets[d].name} is a stream and has no length", recipe.experiment.training
+    if len(recipe.datasets) > 1:
+        raise ConfigError(
+            f"data.train.{d}: {what}, so it cannot be mixed with others; let it stand alone, or do not stream it"
+        )
+    if (weight := recipe.experiment.data.train[d].weight) != 1:
+        raise ConfigError(f"data.train.{d}.weight={weight}: {what}, so nothing is there to weigh; leave the weight out")
+    if training.epochs:
+        others = " or ".join(f"training.{budget}" for budget in BUDGETS if budget != "epochs")
+        raise ConfigError(f"training.epochs={training.epochs:g}: {what}; set {others} instead")
 
 
 def open_benchmarks(recipe: Recipe) -> list[Questions]:
@@ -61,20 +96,26 @@ def open_benchmarks(recipe: Recipe) -> list[Questions]:
     return [Questions(name, open_benchmark(part), choice.limit) for name, part, choice in chosen]
 
 
-def lay_out_steps(recipe: Recipe, model: VisionLanguageModel, mixture: Mixture) -> tuple[Steps, HeldOut]:
+def lay_out_steps(recipe: Recipe, model: VisionLanguageModel, mixture: Mixture | Stream) -> tuple[Steps, HeldOut]:
     """What each step trains on, and what is validated on."""
     config, data = recipe.experiment.training, recipe.experiment.data
     prepare = Preparation(model.text, model.vision_encoder.image, data)
     packing = Packing(model.num_image_tokens, config.tokens_per_row, config.images_per_row)
-    samples = config.samples or config.steps * config.samples_per_step or math.ceil(config.epochs * mixture.epoch_size)
+    samples = config.samples or config.steps * config.samples_per_step
+    if isinstance(mixture, Stream):
+        streamed = StreamedSteps(mixture, prepare, packing, config.samples_per_step, samples)
+        return streamed, StreamedHeldOut(mixture, prepare, packing, config.samples_per_step)
+    samples = samples or math.ceil(config.epochs * mixture.epoch_size)
     steps = Steps(mixture, prepare, packing, config.samples_per_step, samples)
     return steps, HeldOut(mixture, prepare, packing, config.samples_per_step)
 
 
-def fingerprint_order(mixture: Mixture, steps: Steps) -> str:
-    """A hash of which sample comes when: equal for two runs that see the same samples in the same order."""
+def fingerprint_order(mixture: Mixture | Stream, steps: Steps) -> str:
+    """A hash of which sample comes when: equal for two runs that see the same samples in the same order.
+
+    Of a stream, without reading it to its end: its first window's ids, and the seeds that decide all others.
+    """
     digest = hashlib.sha256(f"{steps.samples}:{steps.samples_per_step}".encode())
-    for dataset, indices in zip(mixture.datasets, mixture.train, strict=True):
-        digest.update("".join(dataset.id(i) for i in indices.tolist()).encode())
-    digest.update(mixture.order(0).to(torch.int64).numpy().tobytes())
+    for part in mixture.fingerprint():
+        digest.update(part)
     return digest.hexdigest()

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from nanovlm.blueprint import ROLES, Recipe
-from nanovlm.components import ComponentConfig, Tracker
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import numbered
 from nanovlm.yaml_reader import dump_yaml
@@ -57,6 +56,10 @@ class Run:
     def evaluation(self, benchmark: str, step: int, suffix: str = ".jsonl") -> Path:
         return self.folder / "evaluation" / benchmark / f"{step}{suffix}"
 
+    def bare_decoder(self, benchmark: str) -> Path:
+        """What the language decoder said before it was trained, without pictures."""
+        return self.folder / "evaluation" / benchmark / "bare-decoder.jsonl"
+
     def write(self, file: Path, text: str) -> None:
         part = file.with_name(f"{file.name}.part")
         part.write_text(text, encoding="utf-8")
@@ -87,23 +90,6 @@ class Run:
         )
         for file, copy in plugin_copies(self.folder, recipe.registries.files).items():
             self.write(copy, file.read_text(encoding="utf-8"))
-
-
-class MetricsLog(Tracker):
-    """``metrics.jsonl``: every step and every evaluation, one JSON line each. Always on."""
-
-    class Config(ComponentConfig):
-        pass
-
-    def step_finished(self, metrics: dict[str, float]) -> None:
-        self._append({"event": "step", **metrics})
-
-    def evaluated(self, results: dict[str, Any]) -> None:
-        self._append({"event": "evaluation", **results})
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.run.metrics.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
 
 
 def plugin_copies(folder: Path, files: Sequence[str]) -> dict[Path, Path]:

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanovlm.components import Tracker
-from nanovlm.data.loader import HeldOut, Step, Steps
+from nanovlm.data.loader import HeldOut, Step, Steps, describe, wholly_skipped
 from nanovlm.data.packing import PackedRow
 from nanovlm.data.workers import load, num_workers
 from nanovlm.errors import DataError
-from nanovlm.evaluation.evaluator import Evaluation, Questions
+from nanovlm.evaluation.evaluator import Evaluation, Questions, read_items, write_items
 from nanovlm.evaluation.gallery import draw_gallery
 from nanovlm.experiment import Experiment
 from nanovlm.generation import evaluating
@@ -25,6 +24,7 @@ from nanovlm.training.clock import Clock, peak_memory
 from nanovlm.training.optimizer import Optimizer
 from nanovlm.training.precision import Precision
 from nanovlm.training.run import Run
+from nanovlm.training.trackers import Trackers
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Parts:
     steps: Steps
     held_out: HeldOut
     benchmarks: list[Questions]
-    trackers: Sequence[Tracker]
+    trackers: Trackers
     run: Run
     plugin_files: Sequence[str] = ()
 
@@ -56,11 +56,20 @@ class Trainer:
         self.step = 0
         self.clock = Clock()
         self.skipped: Counter[str] = Counter()
-        self.late_metrics: dict[str, Any] = {}
+        self.left_out: Counter[str] = Counter()
+        self.tally: Counter[tuple[str, str]] = Counter()
         self.results: dict[str, Any] = {}
 
     def train(self) -> dict[str, Any]:
+        try:
+            return self.run_through()
+        except BaseException as error:  # an interrupt, too
+            self.trackers.failed(error)
+            raise
+
+    def run_through(self) -> dict[str, Any]:
         self.started()
+        self.ask_bare_decoder()
         while self.step < self.total_steps:
             metrics = self.train_step()
             self.step += 1
@@ -98,8 +107,9 @@ class Trainer:
 
     def validate(self) -> None:
         """The mean loss over the held-out targets; the model that does best on it so far is kept."""
-        if not len(self.held_out):
-            return
+        with self.clock.stopped():
+            if not len(self.held_out):  # of a stream, this reads what is held out
+                return
         with self.clock.stopped(), evaluating(self.model), torch.no_grad(), self.precision.autocast():
             total, num_targets = 0.0, 0
             for step in self.load(self.held_out):
@@ -109,23 +119,32 @@ class Trainer:
             raise DataError("no held-out sample can be used for validation; see data.validation.share")
         loss = total / num_targets
         self.results["validation_loss"] = loss
-        self.tell("evaluated", {"step": self.step, "validation_loss": loss})
+        self.trackers.evaluated({"step": self.step, "validation_loss": loss})
         if loss < self.results.get("best_validation_loss", math.inf):
             self.results |= {"best_validation_loss": loss, "best_step": self.step}
             with self.clock.stopped():
                 self.model.save_pretrained(self.run.best_model)
 
+    def ask_bare_decoder(self) -> None:
+        """Before it is trained, for the benchmarks that compare with it; its answers are kept beside the model's."""
+        with self.clock.stopped(), self.precision.autocast():
+            for questions in self.benchmarks:
+                if items := questions.ask_bare_decoder(self.model):
+                    write_items(items, self.run.bare_decoder(questions.name))
+
     def evaluate(self, questions: Questions, controls: bool = False) -> Evaluation:
         """Score the model as it is now; with its items on disk."""
+        bare = read_items(self.run.bare_decoder(questions.name))
         with self.clock.stopped(), self.precision.autocast():
-            evaluation = questions.evaluate(self.model, controls, self.experiment.data.seed)
+            evaluation = questions.evaluate(self.model, controls, self.experiment.data.seed, bare)
         evaluation.write(self.run.evaluation(questions.name, self.step))
-        self.tell("evaluated", {"step": self.step, "benchmark": questions.name, **evaluation.summary()})
+        results = {"step": self.step, "benchmark": questions.name, **evaluation.summary()}
+        self.trackers.evaluated(results, questions.answered(evaluation.items))
         return evaluation
 
     def finish(self) -> dict[str, Any]:
         """Save the model, evaluate it for the last time, controls included, and write the summary."""
-        self.flush()
+        self.trackers.flush()
         rates = self.clock.rates()
         if not self.clock.samples:
             raise DataError(f"every sample was skipped: {describe(self.skipped)}")
@@ -144,6 +163,8 @@ class Trainer:
             "tokens": self.clock.tokens,
             "wall_seconds": self.clock.wall_seconds,
             "skipped": dict(self.skipped),
+            "wholly_skipped": wholly_skipped(self.tally),
+            "turns_left_out": dict(self.left_out),
             **self.results,
             "benchmarks": benchmarks,
             "device": str(self.device),
@@ -151,7 +172,7 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.device),
         }
         self.run.write_json(self.run.summary, summary)
-        self.tell("finished", summary)
+        self.trackers.finished(summary)
         return summary
 
     def load(self, steps: Steps | HeldOut) -> Iterator[Step]:
@@ -161,33 +182,19 @@ class Trainer:
         components = {part.where: part.name for part in self.model.blueprint.parts}
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         facts = {"run": str(self.run.folder), "total_steps": self.total_steps, "parameters": parameters, **components}
-        self.tell(
-            "started", facts | {"device": str(self.device), "precision": self.precision.name, "workers": self.workers}
-        )
+        how = {"device": str(self.device), "precision": self.precision.name, "workers": self.workers}
+        self.trackers.started(facts | how)
 
     def count(self, step: Step) -> None:
         self.skipped += step.skipped
+        self.left_out += step.left_out
+        self.tally += step.tally
         self.clock.samples += step.num_samples
         self.clock.tokens += step.num_tokens
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Hand the metrics to the trackers one step late, so that the device is never waited for."""
-        self.flush()
+        self.trackers.flush()
         if self.step % self.config.log_every == 0 or self.step == self.total_steps:
-            self.late_metrics = {"step": self.step, **metrics, **self.clock.rates(), "skipped": self.skipped.total()}
-
-    def flush(self) -> None:
-        if self.late_metrics:
-            metrics = {
-                key: float(value) if isinstance(value, Tensor) else value for key, value in self.late_metrics.items()
-            }
-            self.late_metrics = {}
-            self.tell("step_finished", metrics)
-
-    def tell(self, moment: str, facts: dict[str, Any]) -> None:
-        for tracker in self.trackers:
-            getattr(tracker, moment)(facts)
-
-
-def describe(skipped: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "none"
+            told = {"step": self.step, **metrics, **self.clock.rates(), "skipped": self.skipped.total()}
+            self.trackers.step_finished(told)

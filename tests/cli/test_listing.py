@@ -24,6 +24,16 @@ def test_one_component_is_shown_with_what_its_options_mean():
     assert "Literal['nearest', 'bilinear', 'bicubic', 'lanczos']" in nanovlm("list", "siglip").out
 
 
+def test_types_are_spelled_without_their_modules():
+    printed = nanovlm("list", "smollm2").out
+    assert "Llama3Scaling | None" in printed
+    assert "nanovlm_plugins." not in printed
+
+
+def test_a_component_without_options_says_so():
+    assert "no options" in nanovlm("list", "mlp").out
+
+
 def test_the_list_as_json_holds_everything():
     components = json.loads(nanovlm("list", "--json").out)["components"]
     found = {(component["kind"], component["name"]) for component in components}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from tiny import tiny_model
 
 from nanovlm import Benchmark, Sample, SkipSample, Turn
 from nanovlm.evaluation import evaluator
-from nanovlm.evaluation.evaluator import Evaluation, Item, Questions
+from nanovlm.evaluation.evaluator import Evaluation, Item, Questions, read_items
 from nanovlm.evaluation.gallery import draw_gallery
 from nanovlm.generation import generate
 
@@ -77,6 +78,62 @@ def test_controls_are_asked_when_wanted_and_where_there_are_pictures(said):
     assert questions.evaluate(tiny_model(), controls=True).controls == {}
 
 
+def test_the_bare_decoder_is_asked_without_pictures_where_a_benchmark_wants_it(said):
+    questions = Questions("shades", Shades(broken=False))
+    assert questions.ask_bare_decoder(tiny_model()) == []
+    questions.benchmark.bare_decoder = True
+    assert [item.prediction for item in questions.ask_bare_decoder(tiny_model())] == ["dark"] * 8
+    questions.samples = [Sample([], [Turn("Two?", "2")], "x")]
+    assert questions.ask_bare_decoder(tiny_model()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "compared"),
+    [
+        (lambda items: items, True),
+        (lambda items: items[::-1], True),
+        (lambda items: [*items, replace(items[0], id="another")], True),
+        (lambda items: items[1:], False),
+        (lambda items: [replace(items[0], question="Other?"), *items[1:]], False),
+        (lambda items: [replace(items[0], answer="7"), *items[1:]], False),
+        (lambda items: [], False),
+    ],
+)
+def test_only_the_same_questions_are_compared(said, change, compared):
+    questions = Questions("shades", Shades(broken=False))
+    questions.benchmark.bare_decoder = True
+    bare = [replace(item, score=1.0) for item in questions.ask_bare_decoder(tiny_model())]
+    controls = questions.evaluate(tiny_model(), True, bare=change(bare)).controls
+    assert controls.get("bare_decoder") == (1.0 if compared else None)
+    assert questions.evaluate(tiny_model(), False, bare=bare).controls == {}
+
+
+def test_a_benchmark_adds_figures_of_its_own(said, monkeypatch):
+    monkeypatch.setattr(Shades, "measures", lambda self, items, controls: {"asked": len(items), "other": len(controls)})
+    questions = Questions("shades", Shades())
+    assert questions.evaluate(tiny_model(), controls=False).summary().items() >= {"asked": 8, "other": 0}.items()
+    assert questions.evaluate(tiny_model(), controls=True).summary()["other"] == 2
+
+
+def test_what_is_known_of_a_broken_sample_is_kept(said, monkeypatch):
+    known = Sample([], [Turn("Shade?", "3")], "shade-3", category="odd", subcategory="prime")
+
+    def broken(self, index):
+        raise SkipSample("too dark", known)
+
+    monkeypatch.setattr(Shades, "__getitem__", broken)
+    (item,) = Questions("shades", Shades(size=1)).evaluate(tiny_model(), controls=False).items
+    assert item == Item("shade-3", "Shade?", "", "3", 0.0, "odd", "prime", "too dark")
+
+
+def test_what_was_asked_is_handed_on_with_its_samples(said):
+    questions = Questions("shades", Shades())
+    items = questions.evaluate(tiny_model(), controls=False).items
+    answered = questions.answered(items)
+    assert [sample.id for sample, _ in answered] == [f"shade-{i}" for i in (0, 1, 2, 4, 6, 7)]  # 3 and 5 are broken
+    assert all(sample.id == item.id for sample, item in answered)
+
+
 def test_a_limit_takes_the_first_questions(said):
     assert [item.id for item in Questions("shades", Shades(), 2).evaluate(tiny_model(), False).items] == [
         "shade-0", "shade-1",
@@ -120,7 +177,8 @@ def test_items_are_written_one_a_line(tmp_path):
     file = tmp_path / "shades" / "10.jsonl"
     Evaluation("shades", items).write(file)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert [Item(**line) for line in lines] == items
+    assert [Item(**line) for line in lines] == items == read_items(file)
+    assert read_items(tmp_path / "nowhere.jsonl") == []
     assert set(lines[0]) >= {"id", "question", "prediction", "answer", "score"}
     assert [path.name for path in file.parent.iterdir()] == ["10.jsonl"]
 

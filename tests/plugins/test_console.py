@@ -56,9 +56,36 @@ def test_a_log_file_gets_some_lines_only(watched):
     assert lines[-1].startswith("step 100/100  loss 1.250")
 
 
+def test_a_slow_run_shows_tenths(watched):
+    tracker, printed = watched
+    tracker.started(FACTS)
+    tracker.step_finished({"step": 100, **METRICS, "samples_per_second": 0.25, "tokens_per_second": 9.96})
+    tracker.finished({})
+    assert "0.2 samples/s  10.0 tokens/s" in printed()
+
+
 def test_a_step_without_a_loss_does_no_harm(watched):
     tracker, printed = watched
     tracker.started(FACTS)
     tracker.step_finished({"step": 100, "samples_per_second": 1.0, "tokens_per_second": 1.0})
     tracker.finished({})
     assert "loss nan" in printed()
+
+
+@pytest.mark.parametrize("watched", [True], ids=["terminal"], indirect=True)
+@pytest.mark.parametrize("end", ["finished", "failed"])
+def test_the_terminal_is_given_back_however_a_run_ends(watched, end):
+    hide, show = "\x1b[?25l", "\x1b[?25h"  # the cursor
+    tracker, printed = watched
+    tracker.started(FACTS)
+    tracker.step_finished({"step": 1, **METRICS})
+    assert hide in printed()
+    assert show not in printed()
+    getattr(tracker, end)({} if end == "finished" else KeyboardInterrupt())
+    assert show in printed()
+
+
+def test_a_run_that_never_started_has_nothing_to_give_back(watched):
+    tracker, printed = watched
+    tracker.failed(RuntimeError("before the start"))
+    assert printed() == ""

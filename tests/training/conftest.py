@@ -9,7 +9,8 @@ from tiny import tiny_experiment, tiny_recipe
 
 from nanovlm import VisionLanguageModel, train
 from nanovlm.training.launch import lay_out_steps, open_benchmarks, open_mixture
-from nanovlm.training.run import MetricsLog, Run
+from nanovlm.training.run import Run
+from nanovlm.training.trackers import MetricsLog, Trackers
 from nanovlm.training.trainer import Parts, Trainer
 
 
@@ -34,8 +35,8 @@ def trainer(tmp_path):
         model = VisionLanguageModel(recipe.blueprint, recipe.experiment.seed)
         steps, held_out = lay_out_steps(recipe, model, open_mixture(recipe))
         folder = Run.create(recipe, tmp_path / "run")
-        log = MetricsLog(MetricsLog.Config(), folder)
-        return Trainer(Parts(recipe.experiment, model, steps, held_out, open_benchmarks(recipe), [log], folder))
+        log = Trackers([MetricsLog(MetricsLog.Config(), folder)])
+        return Trainer(Parts(recipe.experiment, model, steps, held_out, open_benchmarks(recipe), log, folder))
 
     return trainer
 

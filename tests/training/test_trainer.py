@@ -6,10 +6,11 @@ import torch
 from finished import same
 from tiny import tiny_model, tiny_recipe
 
-from nanovlm import DataError, VisionLanguageModel
+from nanovlm import DataError, Tracker, VisionLanguageModel
 from nanovlm.data.packing import pack_row
 from nanovlm.training.launch import lay_out_steps, open_mixture
 from nanovlm.training.run import fingerprint
+from nanovlm.training.trackers import Trackers
 
 ROLES = ("vision_encoder", "projector", "language_decoder")
 
@@ -207,3 +208,49 @@ def test_the_summary_is_what_is_on_disk(run):
     finished = run()
     on_disk = json.loads((finished.folder / "summary.json").read_text())
     assert finished.summary == on_disk | {"run": str(finished.folder)}
+
+
+class Watching(Tracker):
+    """Remembers the moments that it is told of; may fail at the end itself."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.moments, self.fails = [], fails
+
+    def started(self, facts):
+        self.moments.append("started")
+
+    def step_finished(self, metrics):
+        self.moments.append(metrics["step"])
+
+    def evaluated(self, results, answered=()):
+        self.moments.append((results.get("benchmark"), len(answered)))
+
+    def finished(self, summary):
+        self.moments.append("finished")
+
+    def failed(self, error):
+        self.moments.append(error)
+        if self.fails:
+            raise OSError("no more room")
+
+
+def test_trackers_are_told_of_every_moment_once(trainer):
+    some = trainer("training.steps=2", "data.validation.share=0.2")
+    some.trackers = Trackers([watching := Watching()])
+    some.train()
+    assert watching.moments == ["started", 1, 2, (None, 0), ("shapes", 8), "finished"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt()])
+def test_trackers_are_told_of_a_failure_even_if_one_of_them_fails(trainer, monkeypatch, error):
+    def crash(benchmark):
+        raise error
+
+    some = trainer("training.steps=2", "benchmarks.0.every=1")
+    some.trackers = Trackers([first := Watching(fails=True), second := Watching()])
+    monkeypatch.setattr(some, "evaluate", crash)
+    with pytest.raises(type(error)) as caught:
+        some.train()
+    assert caught.value is error
+    assert first.moments == second.moments == ["started", 1, error]
+    assert error.__notes__ == ["and the tracker Watching did not close: OSError('no more room')"]

@@ -1,0 +1,74 @@
+"""Who is told of a run's moments, and the log that always is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from nanovlm.components import ComponentConfig, Tracker
+from nanovlm.evaluation.evaluator import Answered
+
+
+class Trackers:
+    """A run's trackers as one. Metrics are told one step late, so that the device is never waited for."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = trackers
+        self.late: dict[str, Any] = {}
+
+    def started(self, facts: dict[str, Any]) -> None:
+        self._tell("started", facts)
+
+    def step_finished(self, metrics: dict[str, Any]) -> None:
+        """``metrics`` may hold tensors of a device that is still at work."""
+        self.flush()
+        self.late = metrics
+
+    def flush(self) -> None:
+        """Tell what is still untold."""
+        if late := self.late:
+            self.late = {}
+            self._tell("step_finished", {k: float(v) if isinstance(v, Tensor) else v for k, v in late.items()})
+
+    def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:
+        self.flush()
+        self._tell("evaluated", results, answered)
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        self._tell("finished", summary)
+
+    def failed(self, error: BaseException) -> None:
+        """Let every tracker leave things tidy; what goes wrong there must not hide ``error``."""
+        try:
+            self.flush()
+        except Exception as another:
+            error.add_note(f"and the last step's metrics were lost: {another!r}")
+        for tracker in self.trackers:
+            try:
+                tracker.failed(error)
+            except Exception as another:
+                error.add_note(f"and the tracker {type(tracker).__name__} did not close: {another!r}")
+
+    def _tell(self, moment: str, *facts: Any) -> None:
+        for tracker in self.trackers:
+            getattr(tracker, moment)(*facts)
+
+
+class MetricsLog(Tracker):
+    """``metrics.jsonl``: every step and every evaluation, one JSON line each. Always on."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def step_finished(self, metrics: dict[str, float]) -> None:
+        self._append({"event": "step", **metrics})
+
+    def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:
+        self._append({"event": "evaluation", **results})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.run.metrics.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
