@@ -114,7 +114,7 @@ def separately(model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 def gradient_of(model: torch.nn.Module) -> torch.Tensor:
