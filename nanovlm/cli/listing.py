@@ -9,7 +9,7 @@ import typer
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from nanovlm.cli.options import AsJson, PluginFiles
 from nanovlm.components import ComponentConfig
@@ -100,7 +100,7 @@ def heading(registry: Registry, entry: Entry) -> str:
 
 
 def options_table(entry: Entry) -> Table:
-    shown = Table("option", "type", "default", "what it is")
+    shown = Table(Column("option", no_wrap=True), "type", "default", "what it is")
     for option in options(entry.cls.Config):  # type: ignore[attr-defined]
         default = "(required)" if option["required"] else str(option["default"])
         shown.add_row(option["name"], escape(option["type"]), escape(default), escape(option["doc"]))
