@@ -100,7 +100,8 @@ def heading(registry: Registry, entry: Entry) -> str:
 
 
 def options_table(entry: Entry) -> Table:
-    shown = Table(Column("option", no_wrap=True), "type", "default", "what it is")
+    rest = (Column(header, overflow="fold") for header in ("type", "default", "what it is"))  # nothing is cut off
+    shown = Table(Column("option", no_wrap=True), *rest)
     for option in options(entry.cls.Config):  # type: ignore[attr-defined]
         default = "(required)" if option["required"] else str(option["default"])
         shown.add_row(option["name"], escape(option["type"]), escape(default), escape(option["doc"]))
