@@ -1,6 +1,8 @@
 """The command line: one small module a command, each a few lines of the public Python API."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -17,6 +19,21 @@ app = typer.Typer(
 for module in (train, evaluate, generate, plan):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 app.command(name="list")(listing.command)
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        print(f"nanovlm {version('nanovlm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    show: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

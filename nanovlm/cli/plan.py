@@ -32,7 +32,7 @@ def table(result: Plan) -> Table:
     shown.add_row("image tokens an image", f"{result.image_tokens:,}")
     shown.add_row("longest sample with one image", f"{result.longest_sample:,} tokens")
     shown.add_row("FLOPs for it, forward and backward", f"{result.flops_per_sample / 1e9:,.1f} G")
-    shown.add_row(f"training memory (estimate, {result.precision})", f"{result.memory_bytes / 2**30:,.1f} GiB")
+    shown.add_row(f"GPU memory for training (estimate, {result.precision})", f"{result.memory_bytes / 2**30:,.1f} GiB")
     for download in result.downloads:
         shown.add_row(f"download of {download.where}", f"{download.source}, {download.size}")
     if not result.downloads:

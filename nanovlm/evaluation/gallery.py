@@ -15,7 +15,7 @@ from nanovlm.evaluation.evaluator import Item
 COLUMNS, ROWS = 4, 3
 WIDTH, PICTURE, LINE, MARGIN = 300, 220, 20, 14
 TEXT_LINES = 5
-RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#1f2328"
+RIGHT, WRONG, INK, FRAME = "#1a7f37", "#cf222e", "#1f2328", "#d0d7de"
 
 
 def draw_gallery(samples: Sequence[Sample | Item], items: Sequence[Item], file: Path) -> None:
@@ -34,12 +34,15 @@ def draw_gallery(samples: Sequence[Sample | Item], items: Sequence[Item], file: 
         scale = min((WIDTH - 2 * MARGIN) / picture.width, (PICTURE - MARGIN) / picture.height)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         canvas.paste(picture.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC), (x, y))
+        draw.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=FRAME)  # white pictures end somewhere, too
         y += PICTURE
         lines = [(line, INK) for line in textwrap.wrap(item.question, 34)[: TEXT_LINES - 2]]
-        lines.append((textwrap.shorten(f"said: {item.prediction or '(nothing)'}", 36), RIGHT if item.score else WRONG))
+        verdict, colour = ("", RIGHT) if item.score else (" - wrong", WRONG)
+        said = textwrap.shorten(f"said: {item.prediction or '(nothing)'}", 36 - len(verdict))
+        lines.append((said + verdict, colour))
         lines.append((textwrap.shorten(f"right: {item.answer}", 36), INK))
-        for i, (line, colour) in enumerate(lines):
-            draw.text((x, y + i * LINE), line, fill=colour, font=font)
+        for i, (line, ink) in enumerate(lines):
+            draw.text((x, y + i * LINE), line, fill=ink, font=font)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(file)
     _save_example(samples, items, file)

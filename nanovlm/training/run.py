@@ -21,6 +21,7 @@ from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import numbered
 from nanovlm.yaml_reader import dump_yaml
 
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, if the code runs from one
 PACKAGES = ("nanovlm", "torch", "transformers", "timm", "datasets", "tokenizers", "safetensors", "pillow", "pydantic")
 
 
@@ -135,20 +136,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_state() -> dict[str, Any]:
-    """The commit of the code that runs, and whether it was changed since; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
+def _git_state(root: Path = ROOT) -> dict[str, Any]:
+    """The commit of the code that runs, and whether it was changed or added to since; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
         return done.stdout.strip()
 
     try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "changed": bool(git("status", "--porcelain", "--", ".", "../plugins")),
-        }
+        changes = git("status", "--porcelain", "--untracked-files=all", "--", "nanovlm", "plugins")
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return {}

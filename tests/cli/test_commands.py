@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -178,7 +179,7 @@ def test_a_plan_prints_what_the_experiment_takes():
     assert rows["parameters in all"] == f"{plan['total_parameters']:,}"
     assert rows["image tokens an image"] == "4"
     assert rows["longest sample with one image"] == f"{plan['longest_sample']} tokens"
-    assert rows["training memory (estimate, bf16)"].endswith("GiB")
+    assert rows["GPU memory for training (estimate, bf16)"].endswith("GiB")
     assert rows["would be downloaded"] == "nothing"
 
 
@@ -221,3 +222,7 @@ def test_a_reader_that_goes_away_is_no_bug():
     writer.stdout.close()
     assert b"Traceback" not in writer.stderr.read()
     assert writer.wait() == 1
+
+
+def test_the_version_is_the_installed_one():
+    assert nanovlm("--version") == (0, f"nanovlm {importlib.metadata.version('nanovlm')}\n", "")

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 
 import pytest
 from finished import FAULTY
@@ -8,6 +9,8 @@ from tiny import tiny_experiment
 
 from nanovlm import ConfigError, Experiment, VisionLanguageModel, train
 from nanovlm.experiment import Data, Training
+from nanovlm.training import run as run_module
+from nanovlm.training.run import ROOT, _git_state
 from nanovlm.yaml_reader import read_yaml
 
 FILES = {
@@ -127,3 +130,23 @@ def test_two_plugin_files_of_one_name_are_both_kept(run, faulty, tmp_path):
     finished = run(faults["override"], plugin_files=[*faults["plugin_files"], str(other)])
     assert (finished.folder / "faulty_plugin.py").read_text() == FAULTY.read_text()
     assert (finished.folder / "faulty_plugin-2.py").read_text() == other.read_text()
+
+
+def test_a_file_that_was_added_is_a_change_of_the_code(tmp_path):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    assert _git_state(tmp_path) == {}
+    for folder in ("nanovlm", "plugins", "runs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("a = 1")
+    git("init", "-q")
+    git("add", "nanovlm", "plugins")
+    git("commit", "-qm", "all")
+    assert _git_state(tmp_path)["changed"] is False
+    (tmp_path / "plugins" / "two_layer.py").write_text("b = 2")
+    assert _git_state(tmp_path)["changed"] is True
+
+
+def test_this_checkout_is_the_one_whose_state_is_recorded():
+    assert (ROOT / "nanovlm" / "training" / "run.py").samefile(run_module.__file__)
