@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.components import Benchmark, Dataset, LanguageDecoder, Split, VisionEncoder
+from nanovlm.components import Benchmark, Dataset, LanguageDecoder, Split, TextConfig, VisionEncoder
+from nanovlm.data.conversation import read_template
 from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
@@ -80,6 +81,9 @@ class Blueprint:
                 with problems:
                     part = Part.of(registry, role, choices[role].name, choices[role].options)
                     parts[role] = part.resolved() if resolve else part
+                    if resolve and isinstance(part.config, TextConfig):
+                        with located(role):
+                            read_template(part.config.template)
         return cls(**parts)
 
     @property

@@ -22,6 +22,7 @@ BUDGETS = ("steps", "samples", "epochs")
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -115,7 +116,7 @@ class Training(Schema):
     final_learning_rate: Share = 0.1
     """Where the cosine ends, as a share of the peak."""
     weight_decay: LearningRate = 0.01
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's moments."""
     max_grad_norm: LearningRate = 0.0
     """Clip the gradient to this norm; 0 does not clip."""

@@ -32,10 +32,17 @@ class Prompt:
         return Example(text.prompt(self.user, len(self.images)), stack_images(self.images, image))
 
 
+def num_tokens(model: VisionLanguageModel, example: Example) -> int:
+    """Positions that a prompt takes in the decoder, its image tokens included."""
+    return len(example.tokens.ids) + model.num_image_tokens * len(example.pixels)
+
+
 def generate(model: VisionLanguageModel, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
     """One answer for each prompt (see ``Prompt.example``). Raises DataError for one that is too long."""
     if not examples:
         return []
+    if max_new_tokens < 1:
+        raise DataError(f"max_new_tokens={max_new_tokens}: an answer takes at least one token")
     ids = generate_ids(model, pack_row(examples, model.num_image_tokens), max_new_tokens)
     return [model.text.decode(answer) for answer in ids]
 

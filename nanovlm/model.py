@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from nanovlm.blueprint import ROLES, Blueprint, collected, located
 from nanovlm.components import LanguageDecoder, VisionEncoder, device_of
 from nanovlm.data.conversation import TextFormat, load_text_format
 from nanovlm.data.packing import PackedRow
-from nanovlm.errors import CheckpointError
-from nanovlm.experiment import Named
+from nanovlm.errors import CheckpointError, DataError, SkipSample
 from nanovlm.hub import Unreachable
+from nanovlm.model_folder import read_config, replaced, write_config
 from nanovlm.plugins import Registries, load_plugins
 from nanovlm.seeding import seeded
-from nanovlm.weights import load_weights, read_json, read_tensors, tied_once
-
-TEMPLATE = "template.jinja"  # a template that came from a file, within a model folder
+from nanovlm.weights import load_weights, read_tensors, tied_once
 
 
 class VisionLanguageModel(nn.Module):
@@ -105,23 +101,28 @@ class VisionLanguageModel(nn.Module):
                         load()
 
     def generate(self, prompt: str, images: Iterable[Any] = (), max_new_tokens: int = 64) -> str:
-        """The model's answer to ``prompt`` about ``images`` (paths, bytes or Pillow images), greedily decoded."""
+        """The model's answer to ``prompt`` about ``images`` (paths, bytes or Pillow images), greedily decoded.
+
+        Raises DataError for a picture that cannot be read, and for marks (``<image>``) that are not as many.
+        """
         from nanovlm.generation import Prompt, generate
 
-        example = Prompt(prompt, list(images)).example(self.text, self.vision_encoder.image)
+        try:
+            example = Prompt(prompt, list(images)).example(self.text, self.vision_encoder.image)
+        except SkipSample as skip:
+            raise DataError(f"the question cannot be asked: {skip.reason}") from None
         return generate(self, [example], max_new_tokens)[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` (tied weights once) and the tokenizer, whole or not at all."""
-        target, part = Path(folder), Path(f"{folder}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        write_config(self, part)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tied_once(self).items()}
-        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-        self.text.tokenizer.save_pretrained(str(part))
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        """Write ``config.json``, ``model.safetensors`` (tied weights once) and the tokenizer, whole or not at all.
+
+        Replaces a model or an empty folder; a ConfigError where ``folder`` holds anything else.
+        """
+        with replaced(folder) as part:
+            write_config(self.blueprint, self.text.template, part)
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tied_once(self).items()}
+            save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+            self.text.tokenizer.save_pretrained(str(part))
 
     @classmethod
     def from_pretrained(
@@ -140,34 +141,3 @@ class VisionLanguageModel(nn.Module):
         model = cls(blueprint, folder=folder)
         load_weights(model, read_tensors(folder), source=str(folder))
         return model.to(device).eval()
-
-
-def write_config(model: VisionLanguageModel, folder: Path) -> None:
-    """``config.json``: the components by name with all options, and the plugins that they came from."""
-    import json
-
-    config: dict[str, Any] = {"nanovlm": version("nanovlm")}
-    plugins = {}
-    for part in model.blueprint.parts:
-        config[part.where] = part.dump()
-        plugins[part.where] = {
-            "module": part.plugin.module,
-            "distribution": part.plugin.distribution,
-            "version": part.plugin.version,
-            "sha256": part.plugin.sha256,
-        }
-    if config["language_decoder"]["template"] not in ("question_answer", "tokenizer"):
-        (folder / TEMPLATE).write_text(model.text.template, encoding="utf-8")
-        config["language_decoder"]["template"] = TEMPLATE
-    (folder / "config.json").write_text(json.dumps(config | {"plugins": plugins}, indent=2) + "\n")
-
-
-def read_config(folder: Path) -> dict[str, Named]:
-    """The components that a model folder's ``config.json`` names, by role."""
-    config = read_json(folder / "config.json")
-    if missing := [role for role in ROLES if not isinstance(config.get(role), dict)]:
-        raise CheckpointError(f"{folder / 'config.json'} names no {', '.join(missing)}: it was not written by nanovlm")
-    decoder: dict[str, Any] = config["language_decoder"]  # type: ignore[assignment]
-    if decoder.get("template") == TEMPLATE:
-        decoder["template"] = str(folder / TEMPLATE)
-    return {role: Named.model_validate(config[role]) for role in ROLES}

@@ -20,10 +20,10 @@ def generator(*parts: object) -> torch.Generator:
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Within the block, torch's CPU randomness is seeded for one purpose; after it, as if nothing had been drawn.
+    """Within the block, torch's randomness is seeded for one purpose; after it, as if nothing had been drawn.
 
     A plain ``nn.Linear`` in a plugin so draws the same weights whatever else is built beside it.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(*parts))
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(derived_seed(*parts))  # of every device: dropout draws where the tensors are
         yield

@@ -27,10 +27,8 @@ class Console(Tracker):
         self.start = time.monotonic()
         parts = f"{facts['vision_encoder']} + {facts['projector']} + {facts['language_decoder']}"
         where = f"on {facts['device']} in {facts['precision']}"
-        self.terminal.print(
-            f"[bold]{self.run.name}[/]: {parts}, {facts['parameters']:,} parameters, {where}", soft_wrap=True
-        )
-        self.terminal.print(f"run folder: {facts['run']}", soft_wrap=True, highlight=False)
+        self.say(f"{self.run.name}: {parts}, {facts['parameters']:,} parameters, {where}")
+        self.say(f"run folder: {facts['run']}")
         if self.terminal.is_terminal:
             columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
             self.progress = Progress(*columns, console=self.terminal)
@@ -46,9 +44,7 @@ class Console(Tracker):
             self.progress.update(self.task, completed=step, figures=figures)
         elif step == self.total or step % max(1, self.total // LINES) == 0:
             left = (time.monotonic() - self.start) / step * (self.total - step)
-            self.terminal.print(
-                f"step {step}/{self.total}  {figures}  {left:,.0f} s left", soft_wrap=True, highlight=False
-            )
+            self.say(f"step {step}/{self.total}  {figures}  {left:,.0f} s left")
 
     def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:
         if "benchmark" in results:
@@ -57,15 +53,19 @@ class Console(Tracker):
             figures = f"{results['benchmark']}: accuracy {results['accuracy']:.1%} [{low:.1%}, {high:.1%}]{controls}"
         else:
             figures = f"validation loss {results['validation_loss']:.3f}"
-        self.terminal.print(f"step {results['step']}: {figures}", soft_wrap=True, highlight=False)
+        self.say(f"step {results['step']}: {figures}")
 
     def finished(self, summary: dict[str, Any]) -> None:
         self.close()
         for sentence in summary.get("wholly_skipped", ()):
-            self.terminal.print(f"nothing used: {sentence}", soft_wrap=True, highlight=False)
+            self.say(f"nothing used: {sentence}")
 
     def failed(self, error: BaseException) -> None:
         self.close()
+
+    def say(self, line: str) -> None:
+        """Whole, and as it is: what stands in brackets is part of a name."""
+        self.terminal.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
         """Give the terminal back: a live line hides the cursor."""

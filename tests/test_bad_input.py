@@ -67,6 +67,23 @@ WRONG = {
         [*PLAN, "data.train.0.weight=-1"],
         ["data.train.0.weight=-1", "greater than 0", "weight: How often"],
     ),
+    "the end of a range": ([*PLAN, "training.betas=[0.9, 1]"], ["training.betas.1=1", "less than 1"]),
+    "a template that is no file": (
+        [*PLAN, "language_decoder.template=nope.jinja"],
+        ["language_decoder: template 'nope.jinja': expected question_answer, tokenizer, or the path of a Jinja file"],
+    ),
+    "another benchmark by an override": (
+        ["evaluate", "{here}/model", "--benchmark", "shapes", "name=mmstar"],
+        ["name=mmstar: another benchmark is chosen by --benchmark mmstar"],
+    ),
+    "an override as for a run": (
+        ["evaluate", "{here}/model", "--benchmark", "shapes", "benchmarks.0.limit=5"],
+        ["benchmarks.0.limit: there is one benchmark here, so write limit=5"],
+    ),
+    "output within a file": (
+        ["evaluate", "{here}/model", "--benchmark", "shapes", "--output", "{here}/red.png/x.jsonl"],
+        ["--output", "red.png/x.jsonl: no folder can be made there"],
+    ),
     "no choice": ([*PLAN, "device=tpu"], ["device='tpu'", "'auto', 'cuda', 'mps' or 'cpu'"]),
     "no such entry": (
         [*PLAN, "data.train.3.weight=1"],

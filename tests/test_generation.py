@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 from tiny import random_pixels, tiny_model
 
 from nanovlm import DataError, VisionLanguageModel
@@ -113,3 +114,21 @@ def test_asking_leaves_the_model_in_its_mode():
     model.generate("Hi", max_new_tokens=2)
     assert model.training
     assert not any(module.training for module in model.eval().modules())
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_an_answer_takes_at_least_one_token(count):
+    with pytest.raises(DataError, match=f"^max_new_tokens={count}: an answer takes at least one token$"):
+        varied_model().generate("Hi", max_new_tokens=count)
+
+
+@pytest.mark.parametrize(
+    ("question", "images", "reason"),
+    [
+        ("What?", ["nowhere.png"], "picture not found"),
+        ("<image> or <image>?", [Image.new("RGB", (4, 4))], "picture marks and pictures differ in number"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_says_why(question, images, reason):
+    with pytest.raises(DataError, match=f"^the question cannot be asked: {reason}$"):
+        varied_model().generate(question, images)

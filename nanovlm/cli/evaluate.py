@@ -14,7 +14,8 @@ from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
 from nanovlm.experiment import Experiment, NamedBenchmark, load_experiment, override, split_override
 from nanovlm.hub import CONFIG, fetch
-from nanovlm.model import VisionLanguageModel, read_config
+from nanovlm.model import VisionLanguageModel
+from nanovlm.model_folder import read_config
 from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import Precision, choose_device
 from nanovlm.training.run import Run
@@ -40,6 +41,8 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Score a model on a benchmark."""
+    if output:
+        make_room_for(output)
     registries = load_plugins(plugin or ())
     source, chosen_device = find_model(model), choose_device(device.value)
     run = recorded_experiment(source)
@@ -55,6 +58,14 @@ def command(
         evaluation.write(output)
     summary = evaluation.summary()
     print(json.dumps({"benchmark": name, **summary}, indent=2) if as_json else "\n".join(described(name, summary)))
+
+
+def make_room_for(output: Path) -> None:
+    """The folder of a file that is written at the end: a mistake in it must not cost a whole evaluation."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: no folder can be made there: {error.strerror}") from None
 
 
 def find_model(model: str) -> str:
@@ -85,6 +96,10 @@ def choose_benchmark(run: Experiment | None, name: str, options: list[str]) -> t
         raise ConfigError("--benchmark NAME is missing: the model belongs to no run that has a benchmark of its own")
     tree: Any = found.get(name, NamedBenchmark(name=name)).model_dump()
     for keys, value in map(split_override, options):
+        if keys[-1] == "name":
+            raise ConfigError(f"{'.'.join(keys)}={value}: another benchmark is chosen by --benchmark {value}")
+        if keys[0] == "benchmarks":
+            raise ConfigError(f"{'.'.join(keys)}: there is one benchmark here, so write {keys[-1]}={value}")
         tree = override(tree, keys[1:] if keys[0] == "benchmark" and len(keys) > 1 else keys, value)
     return name, parse(NamedBenchmark, tree, "benchmark")
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from nanovlm.cli.evaluate import described
 from nanovlm.cli.options import ExperimentFile, Overrides, PluginFiles
+from nanovlm.data.loader import describe
 from nanovlm.experiment import load_experiment
 from nanovlm.training.clock import per_second
 from nanovlm.training.launch import train
@@ -42,8 +44,10 @@ def report(summary: dict[str, Any]) -> list[str]:
         f"peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]
     if summary["skipped"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["skipped"].items())
-        lines.append(f"skipped samples: {reasons}")
+        lines.append(f"skipped samples: {describe(Counter(summary['skipped']))}")
+    if skipped := summary.get("validation_skipped"):
+        used = "" if "validation_loss" in summary else ", so that no sample was left"
+        lines.append(f"skipped in validation: {describe(Counter(skipped))}{used}")
     for name, result in summary["benchmarks"].items():
         lines += described(name, result)
     places = [Path(run, name) for name in ("summary.json", "metrics.jsonl", "model", "model-best")]

@@ -25,14 +25,16 @@ _MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: in no temp
 class Tokenizer(Protocol):
     """What the core uses of a Hugging Face tokenizer."""
 
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     eos_token: str | None
     all_special_ids: list[int]
+    added_tokens_decoder: dict[int, Any]
 
     def __call__(self, text: str, **options: Any) -> Any: ...
     def __len__(self) -> int: ...
     def decode(self, token_ids: list[int], **options: Any) -> str: ...
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
     def save_pretrained(self, folder: str) -> Any: ...
 
@@ -66,11 +68,16 @@ class TextFormat:
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
         self.tokenizer = tokenizer
-        self.template = _read_template(tokenizer, template)
-        specials = sorted(tokenizer.all_special_ids, key=lambda i: -len(tokenizer.decode([i])))
+        self.template = read_template(template) or _own_template(tokenizer)
+        # A chat's marks are often special without being the tokenizer's beginning, end or the like.
+        marks = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        specials = sorted({*tokenizer.all_special_ids, *marks}, key=lambda i: (-len(tokenizer.decode([i])), i))
         self.special_ids = {tokenizer.decode([i]): i for i in specials}
         self._specials = re.compile(f"({'|'.join(map(re.escape, self.special_ids))})" if self.special_ids else "(?!)")
-        ends = [piece.text for piece in self._render([Turn("a", "b")], 0, marked=False) if piece.ends_turn]
+        # Tokenizers in the manner of SentencePiece put a space before whatever they are given.
+        first = tokenizer.convert_ids_to_tokens(self._ids_of("a"))[0]
+        self._puts_space = first.startswith("\u2581") and self._ids_of(" a")[1:] == self._ids_of("a")
+        ends = [piece.text for piece in self._render([Turn("a", "b")] * 2, 0, marked=False) if piece.ends_turn]
         if not ends:
             raise ConfigError(
                 f"template {template!r}: no special token follows the assistant's words, so a model could not "
@@ -115,7 +122,7 @@ class TextFormat:
         words = [text for turn in turns for text in (turn.user, turn.assistant)]
         roles = ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": f"\ue000{i}\ue001"} for i in range(len(words))]
-        rendered = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
+        rendered = self._apply(messages)
         parts = _MARK.split(rendered)  # template, message, template, message, ..., template
         if [int(i) for i in parts[1::2]] != list(range(len(words))):
             raise ConfigError(
@@ -132,6 +139,17 @@ class TextFormat:
             pieces += [Piece(content, True)] if is_answer else _user_pieces(content, marked)
         pieces += self._template_pieces(parts[-1], after_answer=True)
         return list(_joined(pieces))
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        """The rendered conversation; ConfigError for whatever the template stumbles over."""
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
+        except (TemplateError, TypeError) as error:
+            line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+            raise ConfigError(f"the template cannot be rendered{line}: {error}") from None
+        return rendered
 
     def _template_pieces(self, text: str, after_answer: bool) -> Iterator[Piece]:
         """What the template wrote; behind an answer, everything up to the first special token is its end of turn."""
@@ -157,7 +175,11 @@ class TextFormat:
         return tokens, ends
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Ids of plain text, in which the names of special tokens mean nothing."""
+        """Ids of plain text within a conversation."""
+        return self._ids_of(text[1:] if self._puts_space and text.startswith(" ") else text)
+
+    def _ids_of(self, text: str) -> list[int]:
+        """Ids of a text by itself, in which the names of special tokens mean nothing."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
@@ -193,19 +215,33 @@ def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
         yield Piece("".join(part.text for part in plain), plain[0].supervised)
 
 
-def _read_template(tokenizer: Tokenizer, template: str) -> str:
-    if template == "question_answer":
-        return QUESTION_ANSWER
-    if template == "tokenizer":
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                "template 'tokenizer': the tokenizer has no chat template; use question_answer or a Jinja file"
-            )
-        return tokenizer.chat_template
+def read_template(template: str) -> str:
+    """The text of a template; empty if it is the tokenizer's own. ConfigError if it is no template."""
+    if template in ("question_answer", "tokenizer"):
+        return QUESTION_ANSWER if template == "question_answer" else ""
     file = Path(template)
     if not file.is_file():
         raise ConfigError(f"template {template!r}: expected question_answer, tokenizer, or the path of a Jinja file")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"template {template!r} is not text in UTF-8") from None
+
+
+def _own_template(tokenizer: Tokenizer) -> str:
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        if "default" not in own:
+            raise ConfigError(
+                f"template 'tokenizer': the tokenizer has several chat templates ({', '.join(own)}) and none called "
+                "default; save the one that is meant as a Jinja file, and name that"
+            )
+        own = own["default"]
+    if not own:
+        raise ConfigError(
+            "template 'tokenizer': the tokenizer has no chat template; use question_answer or a Jinja file"
+        )
+    return own
 
 
 def load_text_format(config: TextConfig, vocab_size: int, folder: Path | None = None) -> TextFormat:

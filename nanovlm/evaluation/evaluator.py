@@ -11,10 +11,10 @@ from typing import Any
 
 from nanovlm.components import Benchmark, Sample
 from nanovlm.data.conversation import IMAGE_MARK
-from nanovlm.errors import SkipSample
+from nanovlm.errors import DataError, SkipSample
 from nanovlm.evaluation.controls import shuffled, without_images
 from nanovlm.evaluation.metrics import accuracy, wilson_interval
-from nanovlm.generation import Prompt, generate
+from nanovlm.generation import Prompt, generate, num_tokens
 from nanovlm.model import VisionLanguageModel
 
 BATCH = 32  # questions asked together
@@ -85,7 +85,10 @@ def read_items(file: Path) -> list[Item]:
     """What ``write_items`` wrote; none if there is no such file."""
     if not file.is_file():
         return []
-    return [Item(**json.loads(line)) for line in file.open(encoding="utf-8")]
+    try:
+        return [Item(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError):
+        raise DataError(f"{file} is damaged: remove it, and go on without what it held") from None
 
 
 class Questions:
@@ -148,7 +151,10 @@ class Questions:
                 continue
             try:
                 prompt = Prompt(self.benchmark.prompt(sample), sample.images)
-                examples[i] = prompt.example(model.text, model.vision_encoder.image)
+                example = prompt.example(model.text, model.vision_encoder.image)
+                if num_tokens(model, example) + self.benchmark.max_new_tokens > model.language_decoder.max_positions:
+                    raise SkipSample("too long")
+                examples[i] = example
             except SkipSample as skip:
                 items[i] = self._item(sample, "", skip.reason)
         for i, prediction in zip(

@@ -49,7 +49,14 @@ class Run:
             except OSError as error:
                 raise ConfigError(f"--run-dir {chosen}: no folder can be made there: {error.strerror}") from None
         else:
-            chosen = _new_folder(Path("runs", name), f"{time.strftime('%Y%m%d-%H%M%S')}-s{recipe.experiment.seed}")
+            parent = Path("runs", name)
+            try:
+                chosen = _new_folder(parent, f"{time.strftime('%Y%m%d-%H%M%S')}-s{recipe.experiment.seed}")
+            except OSError as error:
+                raise ConfigError(
+                    f"{parent}: no run folder can be made there ({error.strerror}); move what is in its way, or use "
+                    "--run-dir"
+                ) from None
         run = cls(chosen, name)
         run.write(run.experiment, dump_yaml(recipe.dump()))
         return run
@@ -122,7 +129,12 @@ def _new_folder(parent: Path, name: str) -> Path:
             number += 1
     link = parent / f".latest-{os.getpid()}"
     link.symlink_to(folder.name)
-    link.replace(parent / "latest")
+    try:
+        link.replace(parent / "latest")
+    except OSError:
+        link.unlink()
+        folder.rmdir()
+        raise
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanovlm.blueprint import ROLES
 from nanovlm.data.loader import HeldOut, Step, Steps, describe, wholly_skipped
 from nanovlm.data.packing import PackedRow
 from nanovlm.data.workers import load, num_workers
@@ -25,6 +26,8 @@ from nanovlm.training.optimizer import Optimizer
 from nanovlm.training.precision import Precision
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import Trackers
+
+HOPELESS = 1000  # samples, all of them skipped: a run that goes on like this learns nothing
 
 
 @dataclass
@@ -82,7 +85,8 @@ class Trainer:
         return self.finish()
 
     def train_step(self) -> dict[str, Any]:
-        self.model.train()
+        for role in ROLES:  # a frozen component keeps still: no dropout
+            getattr(self.model, role).train(role in self.optimizer.learning_rates)
         with self.clock.waiting():
             step = next(self.steps)  # one step's samples, in one or a few packed rows
         self.count(step)
@@ -111,12 +115,14 @@ class Trainer:
             if not len(self.held_out):  # of a stream, this reads what is held out
                 return
         with self.clock.stopped(), evaluating(self.model), torch.no_grad(), self.precision.autocast():
-            total, num_targets = 0.0, 0
+            total, num_targets, skipped = 0.0, 0, Counter[str]()
             for step in self.load(self.held_out):
+                skipped += step.skipped
                 total += sum(float(self.model(row.to(self.device))) for row in step.rows)
                 num_targets += sum(row.num_targets for row in step.rows)
-        if not num_targets:
-            raise DataError("no held-out sample can be used for validation; see data.validation.share")
+        self.results["validation_skipped"] = dict(skipped)
+        if not num_targets:  # of a few held-out samples all may be broken: no reason to lose a run
+            return
         loss = total / num_targets
         self.results["validation_loss"] = loss
         self.trackers.evaluated({"step": self.step, "validation_loss": loss})
@@ -146,8 +152,6 @@ class Trainer:
         """Save the model, evaluate it for the last time, controls included, and write the summary."""
         self.trackers.flush()
         rates = self.clock.rates()
-        if not self.clock.samples:
-            raise DataError(f"every sample was skipped: {describe(self.skipped)}")
         self.model.save_pretrained(self.run.model)
         self.validate()
         benchmarks = {}
@@ -191,6 +195,9 @@ class Trainer:
         self.tally += step.tally
         self.clock.samples += step.num_samples
         self.clock.tokens += step.num_tokens
+        last = self.step + 1 == self.total_steps
+        if not self.clock.samples and (last or self.skipped.total() >= HOPELESS):
+            raise DataError(f"every sample was skipped: {describe(self.skipped)}")
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Hand the metrics to the trackers one step late, so that the device is never waited for."""

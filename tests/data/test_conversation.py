@@ -20,6 +20,7 @@ JINJA_FILE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}> {{ m.content }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
 )
+PAIR = [Turn("What?", "red"), Turn("And now?", "blue")]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
 CORPUS = [
     "What colour is the small square? The small square is red. How many shapes are there in the picture?",
@@ -44,6 +45,19 @@ def bpe_tokenizer(eos: str, chat_template: str | None = None):
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS})
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def sentencepiece_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "</s>", "\u2581", *"QuestionAswer:ab?", "\u2581a", "\u2581b", "ab", "ba", "\u2581ab", "\u2581ba"]
+    merges = [("\u2581", "a"), ("\u2581", "b"), ("a", "b"), ("b", "a"), ("\u2581a", "b"), ("\u2581b", "a")]
+    vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Replace("\u2581", " ")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
 
 
 def bytes_with_chatml():
@@ -245,6 +259,56 @@ def test_turns_left_out_take_their_pictures_with_them(turns, images_kept):
     first, fit = (text.conversation(turns, 2, policy, LENGTHS[0] + 1) for policy in ("first", "fit"))
     assert first == fit
     assert len(first.image_at) == images_kept
+
+
+def test_marks_of_a_chat_are_special_whatever_the_tokenizer_calls_them():
+    """As Llama 3's: added as special tokens, and neither beginning nor end of text."""
+    tokenizer = bpe_tokenizer("</s>", CHATML)
+    as_named = TextFormat(bpe_tokenizer("<|im_end|>", CHATML), "tokenizer").conversation(PAIR, 0)
+    tokenizer._special_tokens_map.pop("additional_special_tokens", None)
+    tokenizer._extra_special_tokens = []
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") not in tokenizer.all_special_ids
+    assert TextFormat(tokenizer, "tokenizer").conversation(PAIR, 0).ids == as_named.ids
+
+
+def test_a_space_that_the_tokenizer_adds_by_itself_is_not_said_twice():
+    """As Llama 2's tokenizer, which puts a space before everything it reads."""
+    text = TextFormat(sentencepiece_tokenizer(), "question_answer")
+    tokens = text.conversation([Turn("ab?", "ba")], 0)
+    whole = text.tokenizer("Question: ab? Answer: ba", add_special_tokens=False)["input_ids"]
+    assert tokens.ids[:-1] == whole
+    answer = [token for token, said in zip(tokens.ids, tokens.supervised, strict=True) if said]
+    assert text.tokenizer.convert_ids_to_tokens(answer)[0] == "\u2581ba"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}", r"^the template cannot be rendered, line 1: Unexpected end of template"),
+        ("{{ raise_exception('no system, please') }}", r"^the template cannot be rendered: no system, please$"),
+        ("{{ 1 + 'a' }}", r"^the template cannot be rendered: unsupported operand"),
+    ],
+)
+def test_a_template_that_cannot_be_rendered_says_why(tmp_path, template, message):
+    (tmp_path / "broken.jinja").write_text(template)
+    with pytest.raises(ConfigError, match=message):
+        TextFormat(byte_tokenizer(), str(tmp_path / "broken.jinja"))
+
+
+def test_a_template_is_text(tmp_path):
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"^template '.*binary\.jinja' is not text in UTF-8$"):
+        TextFormat(byte_tokenizer(), str(tmp_path / "binary.jinja"))
+
+
+def test_of_several_chat_templates_the_default_one_is_meant():
+    tokenizer = bpe_tokenizer("<|im_end|>", {"default": CHATML, "tools": "no"})
+    assert TextFormat(tokenizer, "tokenizer").template == CHATML
+    tokenizer.chat_template = {"rag": CHATML, "tools": "no"}
+    with pytest.raises(
+        ConfigError, match=r"several chat templates \(rag, tools\) and none called default; save the one"
+    ):
+        TextFormat(tokenizer, "tokenizer")
 
 
 def test_a_template_that_never_ends_a_turn_is_refused(tmp_path):

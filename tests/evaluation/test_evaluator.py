@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tiny import tiny_model
 
-from nanovlm import Benchmark, Sample, SkipSample, Turn
+from nanovlm import Benchmark, DataError, Sample, SkipSample, Turn
 from nanovlm.evaluation import evaluator
 from nanovlm.evaluation.evaluator import Evaluation, Item, Questions, read_items
 from nanovlm.evaluation.gallery import draw_gallery
@@ -190,3 +190,16 @@ def test_the_gallery_is_drawn_of_what_can_be_seen(said, tmp_path):
     picture = Image.open(tmp_path / "some" / "0.png")
     assert picture.width > picture.height > 600
     assert len(picture.getcolors(100_000)) > 20
+
+
+def test_a_question_too_long_for_the_decoder_is_skipped_and_the_others_are_asked(said, monkeypatch):
+    questions = Questions("shades", Shades(broken=False))
+    monkeypatch.setattr(Shades, "prompt", lambda self, sample: "long " * (60 if sample.id == "shade-2" else 1))
+    summary = questions.evaluate(tiny_model(), controls=False).summary()
+    assert (summary["skipped"], summary["accuracy"]) == ({"too long": 1}, 7 / 8)
+
+
+def test_a_damaged_file_of_answers_is_named(tmp_path):
+    (tmp_path / "bare-decoder.jsonl").write_text('{"id": "a"')
+    with pytest.raises(DataError, match=r"bare-decoder\.jsonl is damaged: remove it, and go on without"):
+        read_items(tmp_path / "bare-decoder.jsonl")

@@ -89,3 +89,11 @@ def test_a_run_that_never_started_has_nothing_to_give_back(watched):
     tracker, printed = watched
     tracker.failed(RuntimeError("before the start"))
     assert printed() == ""
+
+
+def test_brackets_in_a_name_are_shown_as_they_are(watched):
+    tracker, printed = watched
+    tracker.started({**FACTS, "run": "runs/[/x]/[bold]"})
+    tracker.finished({"wholly_skipped": ["data.train.0, subset '[red]': all 4"]})
+    assert "run folder: runs/[/x]/[bold]" in printed()
+    assert "subset '[red]': all 4" in printed()

@@ -150,3 +150,14 @@ def test_a_file_that_was_added_is_a_change_of_the_code(tmp_path):
 
 def test_this_checkout_is_the_one_whose_state_is_recorded():
     assert (ROOT / "nanovlm" / "training" / "run.py").samefile(run_module.__file__)
+
+
+def test_what_stands_in_the_way_of_a_run_folder_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "file").write_text("mine")
+    (tmp_path / "runs" / "folder" / "latest").mkdir(parents=True)
+    for name in ("file", "folder", "x" * 300):
+        with pytest.raises(ConfigError, match=rf"^runs/{name}: no run folder can be made there \(.*\); move"):
+            train(tiny_experiment(f"name={name}"))
+    assert [path.name for path in (tmp_path / "runs" / "folder").iterdir()] == ["latest"]

@@ -7,6 +7,8 @@ from finished import same
 from tiny import tiny_model, tiny_recipe
 
 from nanovlm import DataError, Tracker, VisionLanguageModel
+from nanovlm.cli.train import report
+from nanovlm.data.mixture import is_held_out
 from nanovlm.data.packing import pack_row
 from nanovlm.training.launch import lay_out_steps, open_mixture
 from nanovlm.training.run import fingerprint
@@ -254,3 +256,33 @@ def test_trackers_are_told_of_a_failure_even_if_one_of_them_fails(trainer, monke
     assert caught.value is error
     assert first.moments == second.moments == ["started", 1, error]
     assert error.__notes__ == ["and the tracker Watching did not close: OSError('no more room')"]
+
+
+def test_a_run_of_skipped_samples_ends_early(run, faulty, monkeypatch):
+    monkeypatch.setattr("nanovlm.training.trainer.HOPELESS", 6)
+    faults = faulty(size=4, broken=[0, 1, 2, 3])
+    overrides = ("training.steps=1000", "training.samples_per_step=2", faults["override"])
+    with pytest.raises(DataError, match=r"^every sample was skipped: 3 odd one out, 3 undecodable picture$"):
+        run(*overrides, plugin_files=faults["plugin_files"])
+
+
+def test_held_out_samples_of_which_none_can_be_used_cost_no_run(run, faulty):
+    held = [i for i in range(8) if is_held_out(f"faulty-{i}", 0.3, 0)]
+    assert held
+    faults = faulty(size=8, broken=held)
+    finished = run(
+        "training.steps=2", "data.validation.share=0.3", faults["override"], plugin_files=faults["plugin_files"]
+    )
+    assert "validation_loss" not in finished.summary
+    assert sum(finished.summary["validation_skipped"].values()) == len(held)
+    assert finished.summary["benchmarks"]["shapes"]["questions"] == 8
+    text = "so that no sample was left"
+    assert any(line.startswith("skipped in validation: ") and text in line for line in report(finished.summary))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_frozen_component_keeps_still(trainer, role):
+    some = trainer(f"training.learning_rate.{role}=0")
+    some.train_step()
+    modes = {name: getattr(some.model, name).training for name in ROLES}
+    assert modes == {name: name != role for name in ROLES}
