@@ -37,6 +37,10 @@ class CheckpointError(NanoVLMError):
     """Weights that do not fit the model they are loaded into."""
 
 
+class DivergedError(NanoVLMError):
+    """A run whose loss is no finite number any more."""
+
+
 class SkipSample(Exception):
     """Raised for one sample that cannot be used: it is left out of its step and counted under ``reason``.
 

@@ -43,6 +43,8 @@ def report(summary: dict[str, Any]) -> list[str]:
         f"{per_second(summary['tokens_per_second'])} tokens/s, {summary['wall_seconds']:,.0f} s in all, "
         f"peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]
+    if lost := summary.get("lost_updates"):
+        lines.append(f"updates lost, because the loss or its gradient was no finite number: {lost}")
     if summary["skipped"]:
         lines.append(f"skipped samples: {describe(Counter(summary['skipped']))}")
     if skipped := summary.get("validation_skipped"):

@@ -17,7 +17,9 @@ from nanovlm.training.precision import Precision
 class Optimizer:
     """One update a step: unscale, clip, AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101), next learning rate.
 
-    A component with learning rate 0 is frozen: it gets no gradient, and its forward pass keeps nothing for one.
+    A component with learning rate 0 is frozen: it gets no gradient, and its forward pass keeps nothing for one. An
+    update whose gradient is no finite number is lost: the weights and AdamW's moments stay as they are. ``lost`` counts
+    those, and ``lost_in_a_row`` the last ones; both are on the device, which is not waited for.
     """
 
     def __init__(self, model: VisionLanguageModel, config: Training, total_steps: int, precision: Precision) -> None:
@@ -35,6 +37,7 @@ class Optimizer:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         betas = (config.betas[0], config.betas[1])
         self.adamw = torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay, fused=True)
+        self.lost = self.lost_in_a_row = torch.zeros((), device=model.device)
         self._set_learning_rates()
 
     @property
@@ -55,11 +58,21 @@ class Optimizer:
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
-        self.scaler.step(self.adamw)
-        self.scaler.update()
+        self._update(found_inf=(~norm.isfinite()).float())
         self.adamw.zero_grad()
         self.advance()
         return norm
+
+    def _update(self, found_inf: Tensor) -> None:
+        """AdamW's step, which its fused kernel leaves out where ``found_inf`` is 1."""
+        self.lost = self.lost + found_inf
+        self.lost_in_a_row = (self.lost_in_a_row + found_inf) * found_inf
+        if self.scaler.is_enabled():  # it looks for itself, and lowers its scale
+            self.scaler.step(self.adamw)
+            self.scaler.update()
+        else:
+            self.adamw.found_inf = found_inf  # type: ignore[attr-defined]  # what the scaler sets, too
+            self.adamw.step()
 
     def advance(self) -> None:
         """Go on to the next step's learning rates."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,14 +28,14 @@ class Trackers:
         self.flush()
         self.late = metrics
 
-    def flush(self) -> None:
-        """Tell what is still untold."""
-        if late := self.late:
-            self.late = {}
-            self._tell("step_finished", {k: float(v) if isinstance(v, Tensor) else v for k, v in late.items()})
+    def flush(self) -> dict[str, Any]:
+        """Tell what is still untold, if anything; what it was, as plain numbers."""
+        late, self.late = {k: float(v) if isinstance(v, Tensor) else v for k, v in self.late.items()}, {}
+        if late:
+            self._tell("step_finished", late)
+        return late
 
     def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:
-        self.flush()
         self._tell("evaluated", results, answered)
 
     def finished(self, summary: dict[str, Any]) -> None:
@@ -70,5 +71,6 @@ class MetricsLog(Tracker):
         self._append({"event": "evaluation", **results})
 
     def _append(self, line: dict[str, Any]) -> None:
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with self.run.metrics.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+            log.write(json.dumps(numbers) + "\n")  # JSON has no NaN

@@ -15,7 +15,7 @@ from nanovlm.blueprint import ROLES
 from nanovlm.data.loader import HeldOut, Step, Steps, describe, wholly_skipped
 from nanovlm.data.packing import PackedRow
 from nanovlm.data.workers import load, num_workers
-from nanovlm.errors import DataError
+from nanovlm.errors import DataError, DivergedError
 from nanovlm.evaluation.evaluator import Evaluation, Questions, read_items, write_items
 from nanovlm.evaluation.gallery import draw_gallery
 from nanovlm.experiment import Experiment
@@ -27,6 +27,7 @@ from nanovlm.training.precision import Precision
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import Trackers
 
+MOST_LOST = 10  # updates in a row
 HOPELESS = 1000  # samples, all of them skipped: a run that goes on like this learns nothing
 
 
@@ -98,7 +99,8 @@ class Trainer:
             self.optimizer.advance()
             return metrics
         losses = [self.backward(row.to(self.device), num_targets) for row in step.rows]
-        return metrics | {"loss": torch.stack(losses).sum(), "grad_norm": self.optimizer.step()}
+        metrics |= {"loss": torch.stack(losses).sum(), "grad_norm": self.optimizer.step()}
+        return metrics | {"lost_updates": self.optimizer.lost, "lost_in_a_row": self.optimizer.lost_in_a_row}
 
     def backward(self, row: PackedRow, num_targets: int) -> Tensor:
         with self.precision.autocast():
@@ -111,6 +113,7 @@ class Trainer:
 
     def validate(self) -> None:
         """The mean loss over the held-out targets; the model that does best on it so far is kept."""
+        self.flush()
         with self.clock.stopped():
             if not len(self.held_out):  # of a stream, this reads what is held out
                 return
@@ -140,6 +143,7 @@ class Trainer:
 
     def evaluate(self, questions: Questions, controls: bool = False) -> Evaluation:
         """Score the model as it is now; with its items on disk."""
+        self.flush()
         bare = read_items(self.run.bare_decoder(questions.name))
         with self.clock.stopped(), self.precision.autocast():
             evaluation = questions.evaluate(self.model, controls, self.experiment.data.seed, bare)
@@ -150,7 +154,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Save the model, evaluate it for the last time, controls included, and write the summary."""
-        self.trackers.flush()
+        self.flush()
         rates = self.clock.rates()
         self.model.save_pretrained(self.run.model)
         self.validate()
@@ -166,6 +170,7 @@ class Trainer:
             **rates,
             "tokens": self.clock.tokens,
             "wall_seconds": self.clock.wall_seconds,
+            "lost_updates": int(self.optimizer.lost),
             "skipped": dict(self.skipped),
             "wholly_skipped": wholly_skipped(self.tally),
             "turns_left_out": dict(self.left_out),
@@ -201,7 +206,19 @@ class Trainer:
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Hand the metrics to the trackers one step late, so that the device is never waited for."""
-        self.trackers.flush()
+        self.flush()
         if self.step % self.config.log_every == 0 or self.step == self.total_steps:
             told = {"step": self.step, **metrics, **self.clock.rates(), "skipped": self.skipped.total()}
             self.trackers.step_finished(told)
+
+    def flush(self) -> None:
+        """Tell the trackers what is still untold; DivergedError where one update after the other was lost."""
+        metrics = self.trackers.flush()
+        if metrics.get("lost_in_a_row", 0) >= MOST_LOST:
+            best = self.results.get("best_step")
+            kept = f"the best model, of step {best}, is {self.run.best_model}" if best else "no model was kept yet"
+            raise DivergedError(
+                f"step {metrics['step']}: {metrics['lost_in_a_row']:.0f} updates in a row were lost, because the loss "
+                "or its gradient was no finite number; lower training.learning_rate, warm up for longer, or set "
+                f"training.max_grad_norm ({kept})"
+            )

@@ -129,3 +129,35 @@ def test_without_a_picture_a_projector_alone_learns_nothing(precision):
     optimizer.backward(model(pack_row([example(model, [Turn("Hi?", "yes")])], model.num_image_tokens)))
     assert float(optimizer.step()) == 0
     assert (fingerprint(model), optimizer.step_number) == (before, 1)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_that_is_no_number_is_lost_and_nothing_else(value, limit):
+    """Three updates of which the second is lost equal the two others, but for the schedule."""
+    model, plain = tiny_model(), tiny_model()
+    constant = ("training.warmup=0", "training.final_learning_rate=1", f"training.max_grad_norm={limit}")
+    optimizer, reference = optimizer_of(model, *constant), optimizer_of(plain, *constant)
+    for broken in (False, True, False):
+        give_gradients(model, 0.1)
+        if broken:
+            next(model.projector.parameters()).grad[0, 0] = value
+        else:
+            give_gradients(plain, 0.1)
+            reference.step()
+        norm = optimizer.step()
+        assert math.isfinite(norm) != broken
+        assert float(optimizer.lost_in_a_row) == broken
+    assert fingerprint(model) == fingerprint(plain)
+    assert (float(optimizer.lost), optimizer.step_number) == (1, 3)
+
+
+def test_lost_updates_in_a_row_are_counted_from_the_last_good_one():
+    model = tiny_model()
+    optimizer = optimizer_of(model)
+    counts = []
+    for broken in (True, True, False, True):
+        give_gradients(model, math.nan if broken else 0.1)
+        optimizer.step()
+        counts.append((float(optimizer.lost), float(optimizer.lost_in_a_row)))
+    assert counts == [(1, 1), (2, 2), (2, 0), (3, 1)]

@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from itertools import count
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from nanovlm import DataError, Tracker, VisionLanguageModel
 from nanovlm.cli.train import report
 from nanovlm.data.mixture import is_held_out
 from nanovlm.data.packing import pack_row
+from nanovlm.errors import DivergedError
 from nanovlm.training.launch import lay_out_steps, open_mixture
 from nanovlm.training.run import fingerprint
 from nanovlm.training.trackers import Trackers
@@ -286,3 +289,37 @@ def test_a_frozen_component_keeps_still(trainer, role):
     some.train_step()
     modes = {name: getattr(some.model, name).training for name in ROLES}
     assert modes == {name: name != role for name in ROLES}
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_run_whose_loss_is_no_number_any_more_ends_and_says_what_is_left(run, log_every, monkeypatch):
+    broken = VisionLanguageModel.losses
+
+    def losses(model, row):
+        return broken(model, row) * (math.nan if model.training else 1)
+
+    monkeypatch.setattr(VisionLanguageModel, "losses", losses)
+    overrides = ("training.steps=100", "data.validation.share=0.2", "data.validation.every=5", "benchmarks=[]")
+    with pytest.raises(DivergedError) as caught:
+        run(*overrides, f"training.log_every={log_every}")
+    step = 10 if log_every == 1 else 12
+    assert str(caught.value).startswith(
+        f"step {step}: {step} updates in a row were lost, because the loss or its gradient"
+    )
+    assert "lower training.learning_rate, warm up for longer, or set training.max_grad_norm" in str(caught.value)
+    assert re.search(r"\(the best model, of step \d+, is .*model-best\)$", str(caught.value))
+
+
+def test_a_lost_update_is_counted_and_costs_no_run(run, monkeypatch):
+    broken, steps = VisionLanguageModel.losses, count()
+
+    def losses(model, row):
+        return broken(model, row) * (math.inf if model.training and next(steps) == 1 else 1)
+
+    monkeypatch.setattr(VisionLanguageModel, "losses", losses)
+    finished = run("training.steps=4", "benchmarks=[]")
+    assert finished.summary["lost_updates"] == 1
+    assert finished.metric("lost_in_a_row") == [0, 1, 0, 0]
+    assert [loss is None for loss in finished.metric("loss")] == [False, True, False, False]
+    assert all(tensor.isfinite().all() for tensor in finished.tensors().values())
+    assert "updates lost, because the loss or its gradient was no finite number: 1" in report(finished.summary)
