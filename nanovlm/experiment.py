@@ -113,8 +113,12 @@ class Training(Schema):
     learning_rate: LearningRates = LearningRates()
     warmup: Share = 0.03
     """The share of the steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down a cosine, or constant and only in the end down a line."""
+    decay: Share = 0.2
+    """The share of the steps over which `warmup_stable_decay` falls in the end."""
     final_learning_rate: Share = 0.1
-    """Where the cosine ends, as a share of the peak."""
+    """Where the learning rate ends, as a share of the peak; `constant` stays at the peak."""
     weight_decay: LearningRate = 0.01
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's moments."""
