@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -57,6 +58,27 @@ def transformers_config(architecture: dict[str, Any], known: Callable[[], Iterab
         return CONFIG_MAPPING[kind](**{key: plain(value) for key, value in architecture.items() if key != "model_type"})
     except Exception as error:  # whatever the code of an architecture stumbles over
         raise ConfigError(f"architecture: transformers cannot build this {kind}: {summary(error)}") from None
+
+
+def check_keys(given: dict[str, Any], config: Any, where: str = "architecture") -> None:
+    """ConfigError for a key that a configuration keeps without knowing it: transformers refuses none.
+
+    given: what ``config`` was made from. What a checkpoint says besides is its own affair, and is not checked.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        usual = type(config)()
+    except Exception:  # not every kind has defaults that go together
+        usual = PreTrainedConfig()
+    declared = {*inspect.signature(type(config)).parameters, *vars(usual), *config.attribute_map}
+    known = sorted(key for key in declared if not is_noise(key) and key != "kwargs")
+    for key, value in given.items():
+        inner = vars(config).get(key)
+        if key in vars(config) and key not in declared and not hasattr(type(config), key):
+            raise ConfigError(f"{where}: {unknown('option', key, known)}")
+        if isinstance(value, dict) and isinstance(inner, PreTrainedConfig):
+            check_keys(value, inner, f"{where}.{key}")
 
 
 def plain(value: Any) -> Any:

@@ -35,8 +35,12 @@ class Trial:
         self.samples[3] = torch.cat((self.samples[3][:1], self.samples[0][1:]))  # the first, but for its first token
         try:
             self.expected = [model(input_ids=sample[None], use_cache=False).logits[0] for sample in self.samples]
-        except Exception as error:  # whatever a model that needs more than text stumbles over
-            raise ConfigError(f"{self.kind} does not read text alone: {summary(error)}") from None
+        except Exception as error:  # sizes that do not go together, or a model that needs more than text
+            raise ConfigError(f"{self.kind} fails on a trial text: {summary(error)}") from None
+        if not all(logits.isfinite().all() for logits in self.expected):
+            raise ConfigError(
+                f"{self.kind} gives logits that are no numbers: are its weights broken (a run's that blew up)?"
+            )
         if distance(self.expected[3][1:], self.expected[0][1:]) < 10 * tolerance:
             raise ConfigError(f"{self.kind} cannot be tried out: a sample's first token changes nothing after it")
 

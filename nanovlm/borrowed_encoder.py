@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nanovlm.borrowed import summary
 from nanovlm.components import ComponentConfig, ImageSpec, VisionEncoder
 from nanovlm.errors import ConfigError
 
@@ -62,6 +63,33 @@ def patches_along(kind: str, size: int, patch: int) -> int:
     return size // patch
 
 
+def trial(kind: str, draft: nn.Module, size: int, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, tuple[str, ...]]:
+    """What an encoder on ``meta`` gives for two pictures (2, ..., C), and the parameters that this does not depend on.
+
+    Two, because some encoders take all pictures for one long sequence. ``run`` calls ``draft``, which is left without
+    these parameters: whether it still runs is tried too. ConfigError where either fails.
+    """
+    pictures = torch.empty(2, 3, size, size, device="meta")
+    try:
+        with torch.enable_grad():
+            output = run(pictures)
+            unused = unused_parameters(draft, output)
+    except Exception as error:  # whatever a model that is not for pictures stumbles over
+        raise ConfigError(
+            f"{kind} does not take pictures of {size} x {size} pixels: {summary(error)}\n"
+            "  Its own size may work (leave image_size out); an encoder of videos or of several inputs does not"
+        ) from None
+    prune(draft, unused)
+    try:
+        run(pictures)
+    except Exception as error:  # whatever the code around a part that is not there stumbles over
+        raise ConfigError(
+            f"{kind} does not run without the parameters that its patches do not depend on, such as {unused[0]}: "
+            f"{summary(error)}; use another encoder"
+        ) from None
+    return output.detach(), unused
+
+
 def unused_parameters(model: nn.Module, output: Tensor) -> tuple[str, ...]:
     """The names of the parameters that a model's ``output`` does not depend on (they may be on ``meta``)."""
     output.sum().backward()
@@ -81,9 +109,16 @@ def _prune(module: nn.Module, unused: set[int]) -> None:
     for name, child in list(module.named_children()):
         own = {id(parameter) for parameter in child.parameters()}
         if own and own <= unused:
-            setattr(module, name, nn.Identity())  # still called, on what nobody reads
+            setattr(module, name, Unused())
         else:
             _prune(child, unused)
+
+
+class Unused(nn.Module):
+    """Stands where a submodule was that is still called, on what nobody reads: gives its first input back."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return next(iter((*args, *kwargs.values())), None)
 
 
 def check_tokens(kind: str, tokens: Tensor, side: int, prefix: int) -> None:

@@ -110,6 +110,9 @@ class Component(nn.Module):
     def load_pretrained(self) -> None:
         """Load the weights that the config names, strictly; with random weights there is nothing to do."""
 
+    def weights_loaded(self) -> None:
+        """Called after weights of any origin, a saved model too, were read into it: settle what depends on them."""
+
 
 class VisionEncoder(Component):
     """``(config)``: pixels (B, 3, H, W) uint8 -> patches (B, N, C). Owns its preprocessing, normalisation included."""

@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nanovlm.components import Component
 from nanovlm.errors import CheckpointError
+from nanovlm.seeding import seeded
 
 SHOWN = 8  # of a long list of tensors
 
@@ -107,6 +109,9 @@ def load_weights(
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+    for part in module.modules():
+        if isinstance(part, Component):
+            part.weights_loaded()
 
 
 def translated(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +120,7 @@ def translated(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model: one of transformers. Versions name (and join) tensors differently, and only the library knows how; what it
     would leave out or fill with random numbers keeps its place here, for ``load_weights`` to complain about.
     """
-    with quiet():
+    with quiet(), seeded("translated"):
         copy, report = type(model).from_pretrained(
             None, config=model.config, state_dict=dict(tensors), dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
@@ -151,6 +156,22 @@ def tied_once(module: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             own[name] = tensor
     return own
+
+
+def repeated(module: nn.Module) -> dict[str, str]:
+    """The names under which a module's state holds a tensor once more (a tied head), each with that tensor's first."""
+    first = {id(tensor): name for name, tensor in tied_once(module).items()}
+    state = {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
+    return {name: own for name, own in state.items() if name != own}
+
+
+def check_tied(name: str, head: Tensor, embedding: Tensor | None, source: str) -> None:
+    """Some checkpoints with a tied head hold it too, as ``name``: CheckpointError unless it is the embedding again."""
+    if embedding is None or not embedding.equal(head):
+        raise CheckpointError(
+            f"{source}: {name} is not the embedding again, though config.json says tie_word_embeddings: "
+            "set it to false there if the head is a trained one"
+        )
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 Such models are made for one sequence a row. What one of them cannot do with several samples it does all the same, in
 silence and wrongly: a convolution runs across a border, positions go on counting. So each is tried out, when it is
-built and again with its pretrained weights, on a few short samples whose logits are compared with the library's own
+built and again whenever weights were loaded, on a few short samples whose logits are compared with the library's own
 for one sample at a time. The attributes say what was found to be right:
 
 * ``packing``: ``padded``, samples of similar length in rows, padded on the right, where a causal model never looks; or
@@ -14,6 +14,7 @@ A model for which nothing is right is refused by name. On ``meta`` there is noth
 """
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import torch
@@ -23,6 +24,7 @@ from nanovlm import ConfigError, LanguageDecoder, Segments, TextConfig, hookimpl
 from nanovlm.attention import KVCache
 from nanovlm.borrowed import (
     check_architecture,
+    check_keys,
     layers,
     read_architecture,
     summary,
@@ -33,7 +35,7 @@ from nanovlm.borrowed_decoder import Trial, head_of, stirred, without_masks
 from nanovlm.components import device_of
 from nanovlm.generation import evaluating
 from nanovlm.hub import WEIGHTS, fetch
-from nanovlm.weights import load_weights, read_tensors, tied_once, translated
+from nanovlm.weights import check_tied, load_weights, read_tensors, repeated, translated
 
 # Their architecture is the default below: planning them needs no network.
 KNOWN = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -74,6 +76,8 @@ class HFDecoder(LanguageDecoder):
 
         def resolved(self) -> Self:
             if self.weights == "random":
+                if "architecture" in self.model_fields_set:
+                    check_keys(self.architecture, whole_config(self.architecture))
                 return self
             found = SMOLLM2_135M if self.weights in KNOWN else read_architecture(self.weights, "text_config")[0]
             if "architecture" in self.model_fields_set:
@@ -86,8 +90,9 @@ class HFDecoder(LanguageDecoder):
         super().__init__()
         self.config = config
         self.model = transformers_model(AutoModelForCausalLM, text_config(config.architecture))
+        check_decoder_only(self.model)
         self.dim = self.model.get_input_embeddings().embedding_dim
-        self.max_positions = max_positions(self.model.config)
+        self.max_positions = max_positions(self.model)
         self.blocks = layers(self.body)
         self.head = (head_of(self.model, self.body),)  # in a tuple: its parameters are the model's own
         self.packing, self.caching = "padded", "recomputed"
@@ -101,6 +106,8 @@ class HFDecoder(LanguageDecoder):
     def body(self) -> nn.Module:
         """The layers: all but the embedding and the head."""
         body: nn.Module = self.model.get_decoder()
+        if body is self.model.get_output_embeddings():  # ModernBERT calls its head the decoder
+            body = self.model.base_model
         return body
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -137,8 +144,9 @@ class HFDecoder(LanguageDecoder):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """By the library's own code, whatever it does around the head (a factor, a soft cap)."""
-        logits: Tensor = self.head[0](inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
-        return logits.view(*hidden.shape[:-1], -1)
+        rows = hidden.flatten(0, -2)[None]  # (1, any number, D), none included
+        logits: Tensor = self.head[0](inputs_embeds=rows, use_cache=False).logits
+        return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     def new_cache(self, samples: int, max_tokens: int) -> KVCache:
         return (Kept if self.caching == "kept" else Recomputed)(self, samples, max_tokens)
@@ -146,9 +154,15 @@ class HFDecoder(LanguageDecoder):
     def load_pretrained(self) -> None:
         if self.config.weights != "random":
             tensors = translated(self.model, read_tensors(fetch(self.config.weights, WEIGHTS)))
-            again = self.model.state_dict().keys() - tied_once(self.model).keys()  # a tied head
+            again = repeated(self.model)  # a tied head
+            for name in again.keys() & tensors.keys():
+                check_tied(name, tensors[name], tensors.get(again[name]), self.config.weights)
             load_weights(self.model, tensors, self.config.weights, ignored=again)
-            self.try_out(tolerance=1e-4)  # trained weights magnify what rounding differs by
+            self.weights_loaded()
+
+    def weights_loaded(self) -> None:
+        """What was right for random weights need not be for trained ones, in which a leak may show."""
+        self.try_out(tolerance=1e-4)  # trained weights magnify what rounding differs by
 
     def try_out(self, tolerance: float) -> None:
         """Set ``packing`` and ``caching`` to what agrees with the library's own logits; ConfigError if nothing does."""
@@ -204,23 +218,66 @@ class Recomputed(KVCache):
 
 
 def text_config(architecture: dict[str, Any]) -> Any:
+    """The configuration of the language model, of a model of pictures and text as well."""
+    return whole_config(architecture).get_text_config()
+
+
+def whole_config(architecture: dict[str, Any]) -> Any:
     kind, known = architecture.get("model_type", ""), causal_models()
     if kind not in known:
         raise ConfigError(f"architecture: {unknown('model_type of a causal language model', str(kind), known)}")
     return transformers_config(architecture, causal_models)
 
 
-def max_positions(config: Any) -> int:
+CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn")  # as the library's models call it
+
+
+def check_decoder_only(model: Any) -> None:
+    """ConfigError for the decoder of an encoder-decoder model: without its encoder, part of it is never trained."""
+    names = (name for name, _ in model.named_modules() if name.rpartition(".")[2] in CROSS_ATTENTION)
+    if name := next(names, None):
+        raise ConfigError(
+            f"{model.config.model_type} is made to read an encoder's output: without one its cross-attention ({name}) "
+            "would never be trained; use a decoder by itself, for example llama or qwen3"
+        )
+
+
+LIMITS = ("max_position_embeddings", "max_seq_len")  # the longest sample, as configurations call it (MPT's: the second)
+
+
+def max_positions(model: Any) -> int:
     """The longest sample: what the table of positions holds, and what rotary frequencies are for.
 
     With some kinds of scaling the frequencies depend on the longest sample of a row, and so would a sample's result
-    on its neighbours; they are used up to where that begins.
+    on its neighbours; they are used up to where that begins. ConfigError for a limit that is no number of tokens.
     """
-    longest = getattr(config, "max_position_embeddings", None) or UNLIMITED
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        return int(rope.get("original_max_position_embeddings") or longest)
-    return int(longest)
+    kind, config = model.config.model_type, model.config
+    given = {name: getattr(config, name) for name in LIMITS if getattr(config, name, None) is not None}
+    name, longest = next(iter(given.items()), ("", UNLIMITED))
+    for rope in scalings(getattr(config, "rope_parameters", None) or {}):
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            longest = rope.get("original_max_position_embeddings") or longest
+    if isinstance(longest, int):
+        longest -= reserved_positions(model, longest)
+    if not isinstance(longest, int) or longest < 1:
+        raise ConfigError(
+            f"architecture: {kind}'s {name}={given.get(name)!r} leaves no room for a sample's tokens: "
+            "give the number of tokens that it can read"
+        )
+    return longest
+
+
+def scalings(rope: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rotary parameters of all layers, or of each kind of layer by itself (Gemma 3)."""
+    yield rope
+    yield from (inner for inner in rope.values() if isinstance(inner, dict))
+
+
+def reserved_positions(model: Any, size: int) -> int:
+    """How many rows of the table of ``size`` positions no token gets: RoBERTa counts from after a padding row."""
+    words = model.get_input_embeddings()
+    tables = (part for part in model.modules() if isinstance(part, nn.Embedding) and part is not words)
+    return sum(part.padding_idx + 1 for part in tables if part.num_embeddings == size and part.padding_idx is not None)
 
 
 def causal_models() -> list[str]:

@@ -13,17 +13,19 @@ milliseconds), rather than from a list of families. The trial decides three thin
 """
 
 import inspect
+from collections.abc import Collection
+from math import isclose
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from nanovlm import ConfigError, PatchGrid, hookimpl
+from nanovlm import CheckpointError, ConfigError, PatchGrid, hookimpl
 from nanovlm.borrowed import (
     check_architecture,
+    check_keys,
     layers,
     read_architecture,
-    summary,
     transformers_config,
     transformers_model,
 )
@@ -33,7 +35,7 @@ from nanovlm.borrowed_encoder import (
     check_tokens,
     patches_along,
     prune,
-    unused_parameters,
+    trial,
 )
 from nanovlm.hub import WEIGHTS, fetch
 from nanovlm.weights import load_weights, read_preprocessor, read_tensors, translated
@@ -64,7 +66,9 @@ class HFVision(BorrowedEncoder):
             if self.weights == KNOWN:
                 architecture, picture = DINOV2_SMALL, {"image_size": 224}
             elif self.weights != "random":
-                architecture, picture = read_checkpoint(self.weights)
+                architecture, picture = read_checkpoint(self.weights, asked=self.model_fields_set)
+            elif "architecture" in self.model_fields_set:
+                check_keys(architecture, transformers_config(architecture, vision_models))
             if "architecture" in self.model_fields_set:
                 check_architecture(self.architecture, architecture, self.weights)
             # The picture may differ from the checkpoint's, whose preprocessor says only what is usual.
@@ -75,12 +79,13 @@ class HFVision(BorrowedEncoder):
         super().__init__(config, size)
         self.config = config
         with torch.device("meta"):
-            draft = build(config.architecture)
+            draft = build(config.architecture).eval()  # no layer is dropped
         kind = draft.config.model_type
         side = patches_along(kind, size, patch_size(draft))
         self.options = size_options(draft, size)
-        tokens, self.left_out = trial(draft, size, self.options)
-        check_tokens(kind, tokens, side, count_prefix(draft))
+        prefix = count_prefix(draft)
+        tokens, self.left_out = trial(kind, draft, size, lambda x: draft(x, **self.options).last_hidden_state)
+        check_tokens(kind, tokens, side, prefix)
         self.grid = PatchGrid(side, side, tokens.shape[-1])
         self.model = build(config.architecture)
         prune(self.model, self.left_out)
@@ -115,25 +120,6 @@ def build(architecture: dict[str, Any]) -> Any:
     return model
 
 
-def trial(draft: Any, size: int, options: dict[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
-    """What an encoder on ``meta`` gives for two pictures (2, ..., C), and the parameters that this does not depend on.
-
-    Two, because some encoders take all pictures for one long sequence.
-    """
-    kind = draft.config.model_type
-    draft.eval()  # no layer is dropped
-    try:
-        with torch.enable_grad():
-            output: Tensor = draft(torch.empty(2, 3, size, size, device="meta"), **options).last_hidden_state
-            unused = unused_parameters(draft, output)
-    except Exception as error:  # whatever a model that is not for pictures stumbles over
-        raise ConfigError(
-            f"{kind} does not take pictures of {size} x {size} pixels: {summary(error)}\n"
-            "  Its own size may work (leave image_size out); an encoder of videos or of several inputs does not"
-        ) from None
-    return output.detach(), unused
-
-
 PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")  # (C,) or (1, number, C)
 
 
@@ -157,31 +143,50 @@ def patch_size(model: Any) -> int:
     return patch
 
 
-def read_checkpoint(weights: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The architecture and the picture's options that a checkpoint's configs decide."""
+def read_checkpoint(weights: str, asked: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The architecture and the picture's options that a checkpoint's configs decide, but for those that are asked.
+
+    CheckpointError if the preprocessor does something that no option stands for.
+    """
     architecture, folder = read_architecture(weights, "vision_config")
     preprocessor = read_preprocessor(folder)
-    return architecture, picture(preprocessor) if preprocessor else {}
+    try:
+        return architecture, picture(preprocessor, asked) if preprocessor else {}
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights}: its preprocessor has {error}") from None
 
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-def picture(preprocessor: dict[str, Any]) -> dict[str, Any]:
+def picture(preprocessor: dict[str, Any], asked: Collection[str] = ()) -> dict[str, Any]:
     """The options that a preprocessor's config decides."""
     size = preprocessor.get("crop_size" if preprocessor.get("do_center_crop") else "size")
     if isinstance(size, dict):
         size = size.get("shortest_edge") or [size.get("height"), size.get("width")]
-    mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
-    if not preprocessor.get("do_normalize", True):
-        mean, std = 0.0, 1.0
+    resample: Any = preprocessor.get("resample")
+    if resample not in (None, *FILTERS) and "resample" not in asked:
+        names = ", ".join(f"{name} ({number})" for number, name in FILTERS.items())
+        raise CheckpointError(f"resample={resample!r}, none of {names}: choose one with the option resample")
     found = {
         "image_size": one_number("image_size", size) or None,
-        "resample": FILTERS.get(preprocessor.get("resample", -1)),
-        "mean": [mean] * 3 if isinstance(mean, int | float) else mean,  # one number is for all colours
-        "std": [std] * 3 if isinstance(std, int | float) else std,
+        "resample": FILTERS.get(resample),
+        **normalisation(preprocessor, asked),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def normalisation(preprocessor: dict[str, Any], asked: Collection[str]) -> dict[str, list[float] | None]:
+    """``mean`` and ``std`` of pictures in [0, 1]; a preprocessor's own are of bytes times its ``rescale_factor``."""
+    factor = (preprocessor.get("rescale_factor") or 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
+    found: dict[str, list[float] | None] = {}
+    for key, neutral in (("mean", 0.0), ("std", 1.0)):
+        given = preprocessor.get(f"image_{key}") if preprocessor.get("do_normalize", True) else neutral
+        if given is None and not isclose(factor, 1 / 255) and key not in asked:
+            raise CheckpointError(f"rescale_factor={factor} and no image_{key}: give the option {key}, in [0, 1]")
+        colours = [given] * 3 if isinstance(given, int | float) else given  # one number is for all colours
+        found[key] = colours and [colour / (255 * factor) for colour in colours]
+    return found
 
 
 def own_image_size(architecture: dict[str, Any]) -> int:

@@ -15,7 +15,7 @@ from nanovlm import CheckpointError, ConfigError, LanguageDecoder, TextConfig, h
 from nanovlm.attention import KVCache, Segments, attention, rotary_table, rotate
 from nanovlm.components import Schema, parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
-from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_tensors
+from nanovlm.weights import check_tied, differing, load_weights, read_checkpoint_config, read_tensors
 
 Positive = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -157,8 +157,9 @@ class SmolLM2(LanguageDecoder):
         # Checkpoints of early versions of transformers keep the frequencies, which follow from the config.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".rotary_emb.inv_freq")}
         if self.config.tie_word_embeddings and "lm_head.weight" in tensors:
-            check_tied(tensors, self.config.weights)
-            del tensors["lm_head.weight"]
+            head = tensors.pop("lm_head.weight")
+            embedding = next((tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")), None)
+            check_tied("lm_head.weight", head, embedding, self.config.weights)
         load_weights(self, tensors, self.config.weights, rename)
 
 
@@ -269,16 +270,6 @@ def llama3_scaling(found: dict[str, Any], config: dict[str, Any], rope: dict[str
     length = "original_max_position_embeddings"
     pretrained = config.get(length, rope.get(length, found["max_position_embeddings"]))
     return {key: rope[key] for key in Llama3Scaling.model_fields if key in rope} | {length: pretrained}
-
-
-def check_tied(tensors: dict[str, Tensor], source: str) -> None:
-    """Some checkpoints with a tied head hold it too: CheckpointError if it is not the embedding again."""
-    embedding = next((tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")), None)
-    if embedding is None or not embedding.equal(tensors["lm_head.weight"]):
-        raise CheckpointError(
-            f"{source}: lm_head.weight is not the embedding again, though config.json says tie_word_embeddings: "
-            "set it to false there if the head is a trained one"
-        )
 
 
 RENAMED = (

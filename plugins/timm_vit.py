@@ -19,9 +19,10 @@ from nanovlm.borrowed_encoder import (
     check_tokens,
     patches_along,
     prune,
-    unused_parameters,
+    trial,
 )
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
+from nanovlm.seeding import seeded
 from nanovlm.weights import load_weights, read_json, read_tensors
 
 # Arguments of timm that would load weights or code from elsewhere, or are options here.
@@ -61,7 +62,8 @@ class TimmViT(BorrowedEncoder):
         with torch.device("meta"):
             draft = build(config.model, config.options)
             side = patches_along(config.model, size, patch_size(draft, config.model))
-            tokens, self.left_out = trial(resized(draft, size, config.model), size, config.model)
+            draft = resized(draft, size, config.model).train()  # in which some models drop patches
+            tokens, self.left_out = trial(config.model, draft, size, draft.forward_features)
         check_tokens(config.model, tokens, side, getattr(draft, "num_prefix_tokens", 0))
         self.grid = PatchGrid(side, side, tokens.shape[-1])
         self.model = resized(build(config.model, config.options), size, config.model)
@@ -78,7 +80,8 @@ class TimmViT(BorrowedEncoder):
             return
         folder = fetch(self.config.weights, WEIGHTS)
         classes = read_timm_config(folder)["num_classes"]
-        whole = build(self.config.model, self.config.options, num_classes=classes)
+        with seeded("whole"):  # its random weights are all overwritten
+            whole = build(self.config.model, self.config.options, num_classes=classes)
         load_weights(whole, read_tensors(folder), self.config.weights)
         state = resized(whole, self.image.size, self.config.model).state_dict()
         load_weights(self.model, {name: state[name] for name in self.model.state_dict()}, self.config.weights)
@@ -164,20 +167,6 @@ def patch_size(model: Any, name: str) -> int:
             f"{name} has no grid of square patches, which timm_vit is for: use a plain vision transformer"
         )
     return int(own[0] // grid[0])
-
-
-def trial(draft: Any, size: int, name: str) -> tuple[Tensor, tuple[str, ...]]:
-    """What ``forward_features`` on ``meta`` gives for two pictures, and the parameters that this does not depend on.
-
-    In training mode, in which some models drop patches.
-    """
-    try:
-        with torch.enable_grad():
-            output: Tensor = draft.train().forward_features(torch.empty(2, 3, size, size, device="meta"))
-            unused = unused_parameters(draft, output)
-    except Exception as error:  # whatever a model that is not for such pictures stumbles over
-        raise ConfigError(f"{name} does not take pictures of {size} x {size} pixels: {summary(error)}") from None
-    return output.detach(), unused
 
 
 @hookimpl

@@ -9,7 +9,16 @@ from torch import nn
 
 from nanovlm import CheckpointError, Turn, VisionLanguageModel
 from nanovlm.data.packing import pack_row
-from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_preprocessor, read_tensors, tied_once
+from nanovlm.weights import (
+    check_tied,
+    differing,
+    load_weights,
+    read_checkpoint_config,
+    read_preprocessor,
+    read_tensors,
+    repeated,
+    tied_once,
+)
 
 ANSWER_ONLY = (
     "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -87,6 +96,18 @@ def test_a_tied_tensor_is_kept_once():
     model = Two()
     model.second.weight = model.first.weight
     assert list(tied_once(model)) == ["first.weight", "first.bias", "second.bias"]
+    assert repeated(model) == {"second.weight": "first.weight"}
+
+
+def test_a_tied_head_is_the_embedding_again():
+    embedding = torch.randn(3, 2)
+    check_tied("head", embedding.clone(), embedding, "here")
+    message = (
+        "here: head is not the embedding again, though config.json says tie_word_embeddings: set it to false there"
+    )
+    for other in (embedding + 1, None):
+        with pytest.raises(CheckpointError, match=message):
+            check_tied("head", embedding, other, "here")
 
 
 def test_shards_are_read_together(tmp_path):

@@ -54,13 +54,16 @@ FAMILIES = {  # the options of each; whether a packed row is read rightly; which
     "mamba": ({"state_size": 8}, "padded", "recomputed"),
     "mamba2": ({"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8}, "padded", "kept"),
     "rwkv": ({"attention_hidden_size": 32}, "padded", "recomputed"),
+    "modernbert-decoder": ({"cls_token_id": 1, "sep_token_id": 2}, "packed", "kept"),
 }
 every_family = pytest.mark.parametrize("kind", FAMILIES)
 LEAKING = [kind for kind, (_, packing, _) in FAMILIES.items() if packing == "padded"]
 
 
 def architecture_of(kind: str, **options):
-    return {"model_type": kind, **SMALL, **FAMILIES[kind][0], **options}
+    usual = AutoConfig.for_model(kind)
+    small = {key: value for key, value in SMALL.items() if hasattr(usual, key)}
+    return {"model_type": kind, **small, **FAMILIES.get(kind, ({},))[0], **options}
 
 
 def reference_of(kind: str, **options):
@@ -198,6 +201,33 @@ def test_weights_that_start_at_zero_hide_no_leak(registries, monkeypatch):
     assert all(tensor.equal(states[0][name]) for name, tensor in decoder.model.state_dict().items())
 
 
+def test_weights_that_are_loaded_are_tried_out_too(tmp_path, monkeypatch):
+    """A saved model's as well: in those that it is built with, no leak may show."""
+    from nanovlm import VisionLanguageModel
+
+    original = AutoModelForCausalLM.from_config
+
+    def from_config(*args, **options):
+        model = original(*args, **options)
+        model.model.layers[0].conv.out_proj.weight.data *= 1e-9
+        return model
+
+    model = tiny_model(*overrides("lfm2"), "language_decoder.packing=packed")
+    assert model.language_decoder.packing == "padded"
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", from_config)
+    assert build(load_plugins(), "packed", **architecture_of("lfm2")).packing == "packed"
+    again = VisionLanguageModel.from_pretrained(tmp_path / "model", load_plugins())
+    assert again.language_decoder.packing == "padded"
+
+
+def test_weights_that_are_no_numbers_say_so(registries):
+    decoder = build(registries, **architecture_of("llama"))
+    decoder.model.lm_head.weight.data[3] = float("nan")
+    with pytest.raises(ConfigError, match="llama gives logits that are no numbers: are its weights broken"):
+        decoder.weights_loaded()
+
+
 @pytest.mark.parametrize(
     ("architecture", "messages"),
     [
@@ -208,6 +238,15 @@ def test_weights_that_start_at_zero_hide_no_leak(registries, monkeypatch):
         ({"model_type": "lama"}, ["architecture: unknown model_type of a causal language model 'lama'. Did you mean"]),
         ({}, ["architecture: unknown model_type of a causal language model ''"]),
         ({"model_type": "llama", "auto_map": {}}, ["architecture: auto_map is not about the architecture: leave"]),
+        ({"model_type": "phi", **SMALL, "hidden_size": 24}, ["phi fails on a trial text: "]),  # 3 rotary dimensions
+        ({"model_type": "qwen3_moe", **SMALL, "num_experts": 4}, ["qwen3_moe fails on a trial text: "]),  # it asks 8
+        ({"model_type": "bart", **SMALL},
+         ["bart is made to read an encoder's output: without one its cross-attention (model.decoder.layers.0.encoder_",
+          "would never be trained; use a decoder by itself, for example llama or qwen3"]),
+        ({"model_type": "bert", **SMALL, "is_decoder": True, "add_cross_attention": True},
+         ["bert is made to read an encoder's output: "]),
+        ({"model_type": "xlnet", "d_model": 32, "n_head": 4, "n_layer": 2, "d_inner": 48},
+         ["architecture: xlnet's max_position_embeddings=-1 leaves no room for a sample's tokens: give the number of"]),
     ],
     ids=lambda value: str(value.get("model_type", "nothing")) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -230,7 +269,7 @@ def test_a_model_that_needs_more_than_text_is_refused_by_name(registries, monkey
         raise ValueError("pixel_values are missing")
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
-    with pytest.raises(ConfigError, match="llama does not read text alone: pixel_values are missing"):
+    with pytest.raises(ConfigError, match="llama fails on a trial text: pixel_values are missing"):
         build(registries, **architecture_of("llama"))
 
 
@@ -249,6 +288,66 @@ def test_a_tied_checkpoint_may_hold_the_head_too(registries, tmp_path):
     ids = random_ids()
     with torch.no_grad():
         assert relative_error(logits_of(load(registries, tmp_path), ids, LENGTHS), separately(model, ids)) < 1e-5
+
+
+def test_a_trained_head_beside_a_tied_one_is_refused(registries, tmp_path):
+    """Rather than left out: config.json says that the head is the embedding, and the weights that it is not."""
+    save(tmp_path, "llama", tie_word_embeddings=True)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"lm_head.weight": torch.randn(257, 32)}, file, {"format": "pt"})
+    message = (
+        r"lm_head\.weight is not the embedding again, though config\.json says tie_word_embeddings: set it to false"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load(registries, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_hiden_layers": 7}, "architecture: unknown option 'num_hiden_layers'. Did you mean 'num_hidden_layers'?"),
+        ({"model_type": "gemma3", "text_config": {"hiden_size": 32}},
+         "architecture.text_config: unknown option 'hiden_size'. Did you mean 'hidden_size'?"),
+        ({"model_type": "gpt2", "n_positions": 64, "rope_theta": 1e4}, "architecture: unknown option 'rope_theta'."),
+    ],
+)  # fmt: skip
+def test_a_misspelt_option_of_the_architecture_names_the_right_one(registries, options, message):
+    """Transformers takes any: the run would be one of its default sizes."""
+    config = registries.language_decoders.configure("hf_decoder", {"architecture": {"model_type": "llama"} | options})
+    with pytest.raises(ConfigError) as caught:
+        config.resolved()
+    assert message in str(caught.value)
+    assert "transformers_version" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {
+            "model_type": "llama",
+            "rope_theta": 5e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        },  # of version 4
+        {"model_type": "gpt2", "hidden_size": 32, "max_position_embeddings": 64},  # gpt2 calls them otherwise
+        {"model_type": "gemma4_text", "head_dim": 8},  # which differs by layer, and cannot be asked for as one number
+    ],
+    ids=lambda value: value["model_type"],
+)
+def test_older_and_common_names_of_options_are_known(registries, architecture):
+    config = registries.language_decoders.configure("hf_decoder", {"architecture": architecture})
+    assert config.resolved() == config
+
+
+def test_what_a_checkpoint_says_besides_is_its_own_affair(registries, tmp_path):
+    save(tmp_path, "llama")
+    rewrite_config(tmp_path, favourite_colour="blue")
+    assert load(registries, tmp_path).dim == 32
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (1, 32), (3, 32), (2, 3, 32), (2, 0, 32)])
+def test_logits_keep_the_shape_of_hidden_states(registries, shape):
+    decoder = build(registries, **architecture_of("llama"))
+    assert decoder.logits(torch.zeros(shape)).shape == (*shape[:-1], 257)
 
 
 def test_tensors_that_do_not_fit_are_listed(registries, tmp_path):
@@ -321,14 +420,43 @@ def test_the_known_checkpoints_are_planned_without_network(registries, weights):
         ("gpt2", {}, 128),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0,
                                        "original_max_position_embeddings": 32}}, 32),
-        ("mamba", {"max_position_embeddings": None}, 2**20),
+        ("gemma3_text", {"rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0,
+                               "original_max_position_embeddings": 32}}}, 32),
+        ("mamba", {}, 2**20),
+        ("roberta", {"is_decoder": True, "pad_token_id": 1}, 126),
+        ("mpt", {"max_seq_len": 64, "d_model": 32, "n_heads": 4, "n_layers": 2}, 64),
+        ("gemma3", {"text_config": SMALL | GEMMA}, 128),
     ],
 )  # fmt: skip
 def test_the_longest_sample_is_what_positions_are_for(registries, kind, options, positions):
     """Up to where rotary frequencies depend on the longest sample of a row: each sample's result is its own."""
-    options = {key: value for key, value in architecture_of(kind, **options).items() if value is not None}
     with torch.device("meta"):
-        assert build(registries, **options).max_positions == positions
+        assert build(registries, **architecture_of(kind, **options)).max_positions == positions
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("roberta", {"is_decoder": True, "pad_token_id": 1}),
+        ("mpt", {"max_seq_len": 64, "d_model": 32, "n_heads": 4, "n_layers": 2}),
+        ("opt", {}),
+        ("gpt2", {}),
+    ],
+)
+@torch.no_grad()
+def test_the_longest_sample_can_be_read_and_no_longer_one(registries, kind, options):
+    decoder = build(registries, **architecture_of(kind, **options))
+    longest = decoder.max_positions
+    assert logits_of(decoder, random_ids(longest), [longest]).isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        logits_of(decoder, random_ids(longest + 1), [longest + 1])
+
+
+def test_the_vocabulary_is_the_text_towers(registries):
+    options = {"architecture": architecture_of("gemma3", text_config=SMALL | GEMMA)}
+    assert registries.language_decoders.configure("hf_decoder", options).vocab_size == 257
 
 
 def overrides(kind: str) -> tuple[str, str]:

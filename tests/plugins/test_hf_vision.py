@@ -160,6 +160,11 @@ PROCESSORS = {
     "SiglipImageProcessor": {"size": {"height": 16, "width": 16}, "resample": 1},
     "BitImageProcessor": {"size": {"shortest_edge": 16}, "crop_size": 16, "do_normalize": False},  # of DINOv2
 }
+RESCALED = {  # to [-1, 1] in three ways
+    "factor": {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+    "none": {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3},
+    "all in one": {"do_normalize": False, "rescale_factor": 1 / 127.5},
+}
 
 
 def assert_same_preprocessing(encoder, processor) -> None:
@@ -170,8 +175,9 @@ def assert_same_preprocessing(encoder, processor) -> None:
     encoder.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     encoder(to_tensor(picture, encoder.image)[None])
     std = torch.tensor(processor.image_std if processor.do_normalize else [1.0] * 3).view(3, 1, 1)
-    assert ((seen[0] - expected) * std).abs().max() <= 1 / 255 + 1e-5
-    assert (seen[0] - expected).abs().mean() < 0.01
+    off = (seen[0] - expected).abs() * std / (processor.rescale_factor if processor.do_rescale else 1)  # of 255
+    assert off.max() <= 1.01
+    assert off.mean() < 0.5
 
 
 @pytest.mark.parametrize(("name", "options"), PROCESSORS.items(), ids=PROCESSORS)
@@ -182,6 +188,57 @@ def test_a_square_picture_is_prepared_as_the_checkpoint_says(registries, tmp_pat
     encoder = load(registries, tmp_path)
     assert encoder.image.size == 16  # what the preprocessor makes, not the 32 of the architecture
     assert_same_preprocessing(encoder, processor)
+
+
+@pytest.mark.parametrize("rescaling", RESCALED.values(), ids=RESCALED)
+def test_pixels_are_rescaled_as_the_checkpoint_says(registries, tmp_path, rescaling):
+    save(tmp_path, "vit")
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16}, **rescaling)
+    processor.save_pretrained(tmp_path)
+    assert_same_preprocessing(load(registries, tmp_path), processor)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "message", "way_out"),
+    [
+        ({"resample": 4},
+         r"its preprocessor has resample=4, none of nearest \(0\), .*\(3\): choose one with the option resample$",
+         {"resample": "bilinear"}),
+        ({"do_rescale": False, "image_mean": [127.5] * 3},
+         r"rescale_factor=1.0 and no image_std: give the option std, in \[0, 1\]$", {"std": [0.5] * 3}),
+    ],
+)  # fmt: skip
+def test_a_preprocessor_that_options_cannot_stand_for_is_refused(registries, tmp_path, preprocessor, message, way_out):
+    save(tmp_path, "vit")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    with pytest.raises(CheckpointError, match=message):
+        load(registries, tmp_path)
+    load(registries, tmp_path, **way_out)
+
+
+def test_a_misspelt_option_of_the_architecture_names_the_right_one(registries):
+    options = {"architecture": {"model_type": "vit", **SMALL, "hiden_size": 8}}
+    with pytest.raises(ConfigError, match=r"architecture: unknown option 'hiden_size'. Did you mean 'hidden_size'\?"):
+        registries.vision_encoders.configure("hf_vision", options).resolved()
+
+
+def test_a_part_that_is_called_by_keywords_is_taken_out_as_well(registries):
+    """Granite Docling's connector to the text, which its patches do not depend on."""
+    sizes = SMALL | MLP | {"out_hidden_size": 16, "deepstack_visual_indexes": [1]}
+    encoder = build(registries, model_type="granite_docling_vision", **sizes)
+    assert any(name.startswith("connector.") for name in encoder.left_out)
+    assert not any(name.startswith("model.connector.") for name in encoder.state_dict())
+    assert encoder(random_pixels(2)).shape == (2, 16, 16)
+
+
+def test_loading_leaves_the_global_generator_as_it_was(registries, tmp_path):
+    """Of a checkpoint without the pooling head, which transformers draws at random."""
+    transformers.ViTForImageClassification(config_of("vit")).save_pretrained(tmp_path)
+    config = registries.vision_encoders.configure("hf_vision", {"weights": str(tmp_path)}).resolved()
+    encoder = registries.vision_encoders.find("hf_vision").cls(config)
+    before = torch.get_rng_state()
+    encoder.load_pretrained()
+    assert torch.get_rng_state().equal(before)
 
 
 def test_the_pictures_of_a_processor_with_text_are_prepared_alike(registries, tmp_path):

@@ -110,6 +110,15 @@ def test_a_picture_that_patches_do_not_tile_says_one_that_works(registries):
         build(registries, model="vit_tiny_patch16_224", options=SMALL, image_size=18)
 
 
+def test_loading_leaves_the_global_generator_as_it_was(registries, tmp_path):
+    save(tmp_path, "vit_tiny_patch16_224")
+    config = registries.vision_encoders.configure("timm_vit", {"weights": str(tmp_path)}).resolved()
+    encoder = registries.vision_encoders.find("timm_vit").cls(config)
+    before = torch.get_rng_state()
+    encoder.load_pretrained()
+    assert torch.get_rng_state().equal(before)
+
+
 def test_convolutions_may_come_before_the_patches(registries):
     with torch.device("meta"):
         encoder = build(registries, model="vit_small_r26_s32_224")
