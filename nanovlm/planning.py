@@ -14,7 +14,7 @@ from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, PackedRow, pack_row
 from nanovlm.errors import ConfigError
-from nanovlm.experiment import Training
+from nanovlm.experiment import BUDGETS, Training
 from nanovlm.model import VisionLanguageModel
 from nanovlm.training.precision import DTYPES
 
@@ -65,6 +65,7 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Raises ConfigError for whatever cannot work: a projector that the grid does not suit, a sample too long, ..."""
+    check_streams(recipe)
     model = check_lengths(recipe)
     training, data = recipe.experiment.training, recipe.experiment.data
     freeze(model, training)
@@ -105,6 +106,34 @@ def check_lengths(recipe: Recipe) -> VisionLanguageModel:
         limit = model.language_decoder.max_positions
         raise ConfigError(f"language_decoder: takes at most {limit} tokens, but {words}; {fix}")
     return model
+
+
+def check_streams(recipe: Recipe) -> None:
+    """``check_stream`` for each dataset that is one as its class says, or its option ``streaming``."""
+    for d, part in enumerate(recipe.datasets):
+        if getattr(part.cls, "streaming", False) or getattr(part.config, "streaming", False):
+            check_stream(recipe, d)
+
+
+def check_stream(recipe: Recipe, d: int) -> None:
+    """A ConfigError for what cannot be had of a dataset without a length."""
+    what, data = f"{recipe.datasets[d].name} is a stream and has no length", recipe.experiment.data
+    if len(recipe.datasets) > 1:
+        raise ConfigError(
+            f"data.train.{d}: {what}, so it cannot be mixed with others; let it stand alone, or do not stream it"
+        )
+    if (weight := data.train[d].weight) != 1:
+        raise ConfigError(f"data.train.{d}.weight={weight}: {what}, so nothing is there to weigh; leave the weight out")
+    if epochs := recipe.experiment.training.epochs:
+        others = " or ".join(f"training.{budget}" for budget in BUDGETS if budget != "epochs")
+        raise ConfigError(f"training.epochs={epochs:g}: {what}; set {others} instead")
+    if data.validation.share == 1:
+        raise ConfigError("data.validation.share=1: all of the stream is held out for validation; lower it")
+    if data.validation.share and not data.validation.limit:
+        raise ConfigError(
+            f"data.validation.limit=0: {what}, so all of its held-out samples cannot be awaited; "
+            "set a limit, or data.validation.share=0"
+        )
 
 
 def freeze(model: VisionLanguageModel, training: Training) -> None:

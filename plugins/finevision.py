@@ -9,11 +9,12 @@ turn without a rating is kept. The minima's default of 1 leaves out nothing, and
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
 from nanovlm import SkipSample, Turn, hookimpl
+from nanovlm.data.huggingface import Columns
 from nanovlm.data.subsets import Subsets, SubsetsConfig, tiny_row
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
@@ -38,7 +39,7 @@ class FineVision(Subsets):
             return cls(source="tiny", visual_dependency_min=3)
 
     config: Config
-    columns = (*Subsets.columns, *(f"{rating}_ratings[]" for rating in RATINGS))
+    columns: ClassVar[Columns] = {**Subsets.columns, **{f"{rating}_ratings[]": "numbers" for rating in RATINGS}}
     tiny_rows = (
         tiny_row("red", "What colour?") | {f"{rating}_ratings": [5] for rating in RATINGS},
         tiny_row("blue", "What colour is this?", "Is this a colour?")

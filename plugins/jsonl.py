@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 
 from nanovlm import Benchmark, ComponentConfig, ConfigError, DataError, Sample, Turn, hookimpl
 from nanovlm.components import Schema, Split, parse
+from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.data.huggingface import one_colour, picture
 from nanovlm.data.images import ImageSource
 
@@ -37,7 +38,7 @@ Words = Annotated[str, AfterValidator(_not_empty)]
 
 class Exchange(Schema):
     user: str
-    """What is asked. `<image>` marks a picture's place."""
+    """What is asked. `<image>` marks a picture's place: as many as there are pictures in all turns, or none."""
     assistant: Words
     """What is answered."""
 
@@ -150,6 +151,11 @@ def parse_line(line: str, where: str) -> Conversation | Caption:
         raise DataError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError):
         raise DataError(f"{where} cannot be read: a number is too long, or brackets stand too deep") from None
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(f"{where} holds {half}, half of a character: write both halves, or the character") from None
     if isinstance(content, dict) and "file_name" in content:
         return parse(Caption, content, where)
     return parse(Conversation, content, where)
@@ -159,10 +165,18 @@ def to_sample(line: Conversation | Caption, file: Path, number: int, caption_pro
     own_id = f"{file.name}:{number}"  # without the folder: moving the data must not change what is held out
     if isinstance(line, Caption):
         images = [locate(line.file_name, file.parent, f"line {number}.file_name")]
-        return Sample(images, [Turn(caption_prompt, line.text)], own_id)
-    images = [locate(name, file.parent, f"line {number}.images.{i}") for i, name in enumerate(line.images)]
-    turns = [Turn(turn.user, turn.assistant) for turn in line.turns]
-    return Sample(images, turns, line.id or own_id, category=line.category or None)
+        sample = Sample(images, [Turn(caption_prompt, line.text)], own_id)
+    else:
+        images = [locate(name, file.parent, f"line {number}.images.{i}") for i, name in enumerate(line.images)]
+        turns = [Turn(turn.user, turn.assistant) for turn in line.turns]
+        sample = Sample(images, turns, line.id or own_id, category=line.category or None)
+    marks = sum(turn.user.count(IMAGE_MARK) for turn in sample.turns)
+    if marks not in (0, len(images)):
+        raise DataError(
+            f"line {number}: the user's words have {marks} {IMAGE_MARK}, but there are {len(images)} pictures; "
+            f"write one {IMAGE_MARK} for each picture, or none and all come first"
+        )
+    return sample
 
 
 def locate(name: str, folder: Path, where: str) -> ImageSource:

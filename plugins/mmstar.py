@@ -24,11 +24,12 @@ from typing import Any, Self
 
 from nanovlm import Benchmark, ComponentConfig, Sample, SkipSample, Turn, hookimpl
 from nanovlm.components import Split
-from nanovlm.data.huggingface import load_rows, one_colour, picture
+from nanovlm.data.huggingface import Columns, load_rows, one_colour, picture
 from nanovlm.evaluation.evaluator import Item
 from nanovlm.evaluation.metrics import accuracy, wilson_interval
 
-COLUMNS = ("question", "image", "answer", "category")  # a source without l2_category has no subcategories
+# a source without l2_category has no subcategories
+COLUMNS: Columns = {"question": "text", "image": "pictures", "answer": "text", "category": "text"}
 ASKED = "Answer with the letter."  # as The Cauldron asks, which the models were trained on
 
 
@@ -117,11 +118,16 @@ def option_letters(question: str) -> list[str]:
     return list(letters) if len(letters) > 1 else []
 
 
-LEAD_IN = r"(?i:(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)?"
+CHOSEN = r"(?i:(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)"
 OPENED, CLOSED = r"[(\[*'\"]*", r"[)\]*'\"]*"
-LETTER = re.compile(rf"{LEAD_IN}{OPENED}([A-Z]){CLOSED}(?=\s*$|\n|[)\]]|[.:,;](?:\W|$))")
+ENDED = rf"{CLOSED}(?=\s*$|\n|[)\]]|[.:,;](?:\W|$))"
+LETTER = re.compile(rf"(?:{CHOSEN})?{OPENED}([A-Z]){ENDED}")
 SMALL = re.compile(rf"{OPENED}([a-z]){CLOSED}[.:]?$")
-OTHER = re.compile(r"(?<!\w)([A-Z])(?:[:)]|\.\s+\w)|(?:[,;/\n]|\band|\bor)\s*\(?([A-Z])(?![\w'])")
+OTHER = re.compile(
+    r"(?<!\w)([A-Z])(?:[:)]|\.\s+\w)|(?:[,;/\n]|\band|\bor)\s*\(?([A-Z])(?![\w'])"  # "B: a dog", ", B"
+    rf"|{CHOSEN}{OPENED}([A-Z]){ENDED}"  # "The answer is B"
+    rf"|[.:!?]\s+{OPENED}([A-Z]){CLOSED}\.?\s*$"  # "No. B"
+)
 
 
 def answer_letter(prediction: str, choices: Sequence[str]) -> str | None:
@@ -130,7 +136,8 @@ def answer_letter(prediction: str, choices: Sequence[str]) -> str | None:
     * the letter comes first, or after "Answer:", "The answer is", "Option" and the like;
     * it is a capital, and a punctuation mark or the end follows: "B", "B.", "(B)", "B: a cat", "The answer is B.";
       a small letter counts only alone ("b"). In "A dog is ..." the A is an article;
-    * no other option follows in the same way: "A: a cat, B: a dog" repeats the options, "A, B" chooses neither.
+    * no other option follows in the same way, or alone at the end: "A: a cat, B: a dog" repeats the options, "A, B",
+      "A. The answer is B" and "A: no. B" choose neither.
     """
     text = prediction.strip()
     match = LETTER.match(text) or SMALL.match(text)

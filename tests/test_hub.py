@@ -12,7 +12,7 @@ from nanovlm.hub import CONFIG, WEIGHTS, HubError, fetch, local_folder
 
 ASKS = {  # everything that may go to the hub
     "weights": lambda source: fetch(source, WEIGHTS),
-    "rows": lambda source: load_rows(source, "some", "train", ["texts"]),
+    "rows": lambda source: load_rows(source, "some", "train", {"texts[].user": "text"}),
     "subsets": config_names,
 }
 every_ask = pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)

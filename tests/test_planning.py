@@ -208,6 +208,20 @@ def test_what_cannot_work_is_refused(overrides, pieces):
     assert [piece for piece in pieces if piece not in str(error.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.epochs=1", "training.epochs=1: finevision is a stream and has no length; set training.steps or"),
+        ("data.validation.share=1", "data.validation.share=1: all of the stream is held out for validation; lower it"),
+        ("data.validation.limit=0", "data.validation.limit=0: finevision is a stream and has no length, so all of its"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_told_before_it_is_opened(override, told):
+    with pytest.raises(ConfigError) as error:
+        planned("finevision", override)
+    assert str(error.value).startswith(told)
+
+
 def test_a_sample_that_just_fits_is_planned():
     assert tiny_plan("training.tokens_per_row=83", "language_decoder.max_position_embeddings=83").longest_sample == 83
 

@@ -5,17 +5,24 @@ Pictures stay the encoded bytes they are: only what is used is decoded, in the l
 
 from __future__ import annotations
 
+import hashlib
 import io
+import pickle
+import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
 
 from nanovlm.errors import DataError, NanoVLMError, SkipSample
 from nanovlm.hub import HubError, check_hub_id, local_folder, why
+
+Kind = Literal["text", "numbers", "pictures"]
+Columns = Mapping[str, Kind]
+"""What a row must have: ``images[]`` is a list, and ``texts[].user`` the field ``user`` of each thing in ``texts``."""
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -35,31 +42,30 @@ class Rows(Sequence[dict[str, Any]]):
 class StreamedRows:
     """Rows one after another, read (and downloaded) while they are asked for; each time from the first one."""
 
-    def __init__(self, table: Any, size: int | None, what: tuple[str, str | None, str], columns: Sequence[str]) -> None:
-        self._table = table.with_format("arrow")
+    def __init__(self, table: Any, size: int | None, what: tuple[str, str | None, str], columns: Columns) -> None:
+        # Two may read at once, each in a thread of its own, and the library keeps a reader's place in the table (and
+        # what belongs to a thread in its file system): so each has a table of its own.
+        self._table = pickle.dumps(table.with_format("arrow"))
         self.size = size  # if the source tells
         self._what, self._columns = what, columns
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with _refusals_of_reading(self._what[0], "source"):
-            own = deepcopy(self._table)  # the library keeps a reader's place in it, and two may read at once
-            for n, table in enumerate(own):
+            for n, table in enumerate(pickle.loads(self._table)):
                 if not n:
                     _check_columns(table.schema, self._columns, self._what, "source")
                 yield table.to_pylist()[0]
 
 
-def load_rows(source: str, config_name: str | None, split: str, columns: Sequence[str], option: str = "source") -> Rows:
+def load_rows(source: str, config_name: str | None, split: str, columns: Columns, option: str = "source") -> Rows:
     """One split of ``source`` (a hub id or a folder), which must have ``columns``.
 
-    columns: names; ``images[]`` is a list, and ``texts[].user`` the field ``user`` of each thing in the list ``texts``.
     Raises HubError if there is no such source, and DataError if it is not the dataset that was expected.
     """
     import datasets
 
     with _refusals(source, option):
-        builder = datasets.load_dataset_builder(_location(source), config_name)
-        builder.download_and_prepare()
+        builder = _prepared(source, config_name)
         if split in builder.info.splits and not builder.info.splits[split].num_examples:
             return Rows(datasets.Dataset.from_dict({}))  # the library would refuse, and knows no columns
         table = builder.as_dataset(split)
@@ -67,7 +73,7 @@ def load_rows(source: str, config_name: str | None, split: str, columns: Sequenc
     return Rows(table)
 
 
-def stream_rows(source: str, config_name: str | None, split: str, columns: Sequence[str]) -> StreamedRows:
+def stream_rows(source: str, config_name: str | None, split: str, columns: Columns) -> StreamedRows:
     """The same rows one after another, without a download of the whole; the columns are checked with the first row."""
     import datasets
 
@@ -106,6 +112,38 @@ def one_colour(colour: str) -> dict[str, Any]:
 def _location(source: str) -> str:
     folder = local_folder(source)
     return str(folder.resolve()) if folder else source  # a folder called `json` is not the library's reader of JSON
+
+
+def _prepared(source: str, config_name: str | None) -> Any:
+    """The library's builder of a configuration, whose rows are in its cache.
+
+    For a folder the library finds them again by the folder's last name alone: another folder of that name, or other
+    rows in the same one, would give the old rows. So a folder has a cache of its own, and each state of its files one
+    within; the earlier ones are of no use any more and go.
+    """
+    import datasets
+
+    folder = local_folder(source)
+    if not folder:
+        builder = datasets.load_dataset_builder(source, config_name)
+        builder.download_and_prepare()
+        return builder
+    own = Path(datasets.config.HF_DATASETS_CACHE, "folders", _digest(folder.resolve()))
+    builder = datasets.load_dataset_builder(_location(source), config_name, cache_dir=str(own))
+    files = [Path(file) for split in builder.config.data_files.values() for file in split]
+    stats = [file.stat() if file.is_file() else None for file in files]  # a README.md may name files of other places
+    states = [(stat.st_size, stat.st_mtime_ns) for stat in stats if stat]
+    # what the README.md says of the columns, and the library's way of reading them, decide about the rows as well
+    current = _digest(builder.config.data_files, states, builder.info.features, builder.hash)
+    builder.download_and_prepare(str(own / builder.config.name / current))
+    for cache in (own / builder.config.name).iterdir():
+        if cache.is_dir() and not cache.name.startswith(current):
+            shutil.rmtree(cache, ignore_errors=True)
+    return builder
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -155,26 +193,50 @@ def _unreachable(source: str) -> Exception | None:
     return None
 
 
-def _check_columns(schema: Any, columns: Sequence[str], what: tuple[str, str | None, str], option: str) -> None:
-    """A DataError that names the columns that are missing from ``what`` (source, configuration, split)."""
+def _check_columns(schema: Any, columns: Columns, what: tuple[str, str | None, str], option: str) -> None:
+    """A DataError that names the columns of ``what`` (source, configuration, split) that are missing or something else.
+
+    A column without any value has no type, and is fine.
+    """
     found = _fields(schema)
+    rows = f"{option}: the rows of {' '.join(filter(None, what))!r}"
     if missing := [column for column in columns if column not in found]:
         raise DataError(
-            f"{option}: the rows of {' '.join(filter(None, what))!r} have no {', '.join(missing)}; "
-            f"expected are {', '.join(columns)}, and there are {', '.join(found)}"
+            f"{rows} have no {', '.join(missing)}; expected are {', '.join(columns)}, and there are {', '.join(found)}"
         )
+    wrong = [
+        f"{column} holds {found[column]} instead of {kind}"
+        for column, kind in columns.items()
+        if not _is_a(kind, found[column])
+    ]
+    if wrong:
+        raise DataError(f"{rows} are of another kind than expected: {', '.join(wrong)}")
 
 
-def _fields(fields: Any, prefix: str = "") -> list[str]:
-    """The names of a schema's fields, with ``[]`` behind a list and those within structs after a dot."""
+def _fields(fields: Any, prefix: str = "") -> dict[str, Any]:
+    """A schema's fields by name, with ``[]`` behind a list and those within structs after a dot, and their types."""
     import pyarrow
 
-    names = []
+    found = {}
     for field in fields:
         name, kind = f"{prefix}{field.name}", field.type
         while pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
             name, kind = f"{name}[]", kind.value_type
-        names.append(name)
+        found[name] = kind
         if pyarrow.types.is_struct(kind):
-            names += _fields(kind.fields, f"{name}.")
-    return names
+            found |= _fields(kind.fields, f"{name}.")
+    return found
+
+
+def _is_a(kind: Kind, found: Any) -> bool:
+    """Whether a column of the Arrow type ``found`` holds text, numbers, or pictures (see ``picture``)."""
+    from pyarrow import types
+
+    if types.is_dictionary(found):
+        found = found.value_type
+    text = types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
+    number = types.is_integer(found) or types.is_floating(found)
+    encoded = types.is_binary(found) or types.is_large_binary(found) or types.is_binary_view(found)
+    described = types.is_struct(found) and not {"bytes", "path"}.isdisjoint(field.name for field in found.fields)
+    right = {"text": text, "numbers": number, "pictures": text or encoded or described}
+    return types.is_null(found) or right[kind]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nanovlm.blueprint import located
 from nanovlm.components import ImageSpec, Sample
 from nanovlm.data.conversation import TextFormat
 from nanovlm.data.images import stack_images
@@ -91,12 +92,16 @@ class Packing:
     images_per_row: int
 
     def step(self, members: Iterable[Member], prepare: Preparation) -> Step:
-        """Read, prepare and pack samples; one that cannot be used makes the step smaller and is counted."""
+        """Read, prepare and pack samples; one that cannot be used makes the step smaller and is counted.
+
+        Any other error that the user can put right says which dataset, and which subset, the sample is of.
+        """
         step, examples = Step([]), []
         for member in members:
             reason = ""
             try:
-                sample = member.read()
+                with located(member.origin):
+                    sample = member.read()
                 examples.append(prepare(sample))
                 step.left_out.update(sample.left_out)
             except SkipSample as skip:

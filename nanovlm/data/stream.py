@@ -6,7 +6,7 @@ pure function of (seed, pass, window), so the number of workers changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import count, islice
 from queue import Full, Queue
@@ -19,12 +19,13 @@ from nanovlm.blueprint import located
 from nanovlm.components import Dataset, Row
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Member, is_held_out, origin
-from nanovlm.errors import ConfigError, DataError
+from nanovlm.errors import DataError
 from nanovlm.experiment import Data
 from nanovlm.seeding import generator
 
 WINDOW = 1024  # neighbouring rows that are shuffled among each other; all of them are in memory
 STEPS_AHEAD = 2  # that are read, beside those that the workers have
+PATIENCE = 10  # seconds in which a reader should be done with the row in hand; a download may hang for longer
 
 T = TypeVar("T")
 
@@ -35,11 +36,6 @@ class Stream:
     def __init__(self, dataset: Dataset, data: Data, seed: int, position: int = 0) -> None:
         self.dataset, self.validation, self.data_seed, self.seed = dataset, data.validation, data.seed, seed
         self.position = position  # in data.train
-        if data.validation.share and not data.validation.limit:
-            raise ConfigError(
-                "data.validation.limit=0: a stream has no length, so all of its held-out samples cannot be awaited; "
-                "set a limit, or data.validation.share=0"
-            )
 
     def rows(self) -> Iterator[Row]:
         """The training rows, pass after pass without end; raises DataError if there is none."""
@@ -121,7 +117,11 @@ class StreamedHeldOut(HeldOut):
 
 
 def ahead(things: Iterable[T], most: int) -> Iterator[T]:
-    """The same things, taken by a thread up to ``most`` ahead: a download must not hold up the trainer."""
+    """The same things, taken by a thread up to ``most`` ahead: a download must not hold up the trainer.
+
+    The thread ends with whoever asked, and what it reads from is closed: libraries that read in threads of their own
+    may abort the whole process if they are still at it when the interpreter ends.
+    """
     queue: Queue[tuple[T] | BaseException | None] = Queue(most)
     closed = Event()
 
@@ -140,8 +140,12 @@ def ahead(things: Iterable[T], most: int) -> Iterator[T]:
                 put(None)
         except BaseException as error:  # it belongs to whoever asked for the things
             put(error)
+        finally:
+            if isinstance(things, Generator):
+                things.close()
 
-    Thread(target=take, daemon=True).start()
+    reader = Thread(target=take, daemon=True)
+    reader.start()
     try:
         while (item := queue.get()) is not None:
             if isinstance(item, BaseException):
@@ -149,6 +153,7 @@ def ahead(things: Iterable[T], most: int) -> Iterator[T]:
             yield item[0]
     finally:
         closed.set()
+        reader.join(PATIENCE)
 
 
 def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -15,8 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from nanovlm.components import ComponentConfig, Dataset, Row, Sample, Split, Subset, Turn
-from nanovlm.data.huggingface import Rows, StreamedRows, config_names, load_rows, one_colour, picture, stream_rows
-from nanovlm.errors import ConfigError, unknown
+from nanovlm.data.huggingface import (
+    Columns,
+    Rows,
+    StreamedRows,
+    config_names,
+    load_rows,
+    one_colour,
+    picture,
+    stream_rows,
+)
+from nanovlm.errors import ConfigError, DataError, unknown
 from nanovlm.seeding import derived_seed
 
 Content = dict[str, Any]
@@ -60,7 +69,7 @@ class Subsets(Dataset):
     """
 
     Config: ClassVar[type[SubsetsConfig]]
-    columns: ClassVar[Sequence[str]] = ("images[]", "texts[].user", "texts[].assistant")
+    columns: ClassVar[Columns] = {"images[]": "pictures", "texts[].user": "text", "texts[].assistant": "text"}
     tiny_rows: ClassVar[Sequence[Content]] = ()
 
     def __init__(self, config: SubsetsConfig, split: Split) -> None:
@@ -106,14 +115,21 @@ class Subsets(Dataset):
         return (row for _, row in merge(*map(placed, self.rows), key=lambda pair: pair[0]))
 
     def _passes(self, name: str) -> Iterator[Row]:
-        """A subset's rows, as often as its weight says: whole passes, and then the rest of one."""
-        left = self._weight(name)
+        """A subset's rows, as often as its weight says: whole passes, and then the rest of one.
+
+        Raises DataError if that is not a single row; since the subsets are interleaved, with the stream's first one.
+        """
+        left = weight = self._weight(name)
+        rows = used = 0
         while left > 0:
-            for n, content in enumerate(islice(self.rows[name], self.config.max_rows or None)):
-                row = Row(f"{name}/{n}", content, name)
+            for rows, content in enumerate(islice(self.rows[name], self.config.max_rows or None), start=1):
+                row = Row(f"{name}/{rows - 1}", content, name)
                 if left >= 1 or derived_seed("weight", row.id) < left * 2**63:
+                    used += 1
                     yield row
             left -= 1
+        if rows and not used:
+            raise DataError(f"weights: {name}={weight:g} of {rows} rows is not one; raise it, or leave the subset out")
 
     def _weight(self, name: str) -> float:
         return self.config.weights.get(name, 1.0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from nanovlm.data.loader import HeldOut, Step, Steps
+from nanovlm.errors import DataError, NanoVLMError
+from nanovlm.seeding import generator
 
 
 class _Portable:
@@ -18,8 +20,15 @@ class _Portable:
     def __init__(self, steps: Steps | HeldOut, plugin_files: Sequence[str]) -> None:
         self.steps, self.plugin_files = steps, tuple(plugin_files)
 
-    def __getitem__(self, task: Any) -> Step:
-        return self.steps[task]
+    def __getitem__(self, task: Any) -> Step | DataError:
+        """What the user can put right is returned: if it was raised, its message would be the worker's traceback.
+
+        Always as a DataError: an exception of another class, or a plugin's, may not survive the way.
+        """
+        try:
+            return self.steps[task]
+        except NanoVLMError as error:
+            return DataError(str(error))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -36,17 +45,33 @@ class _Portable:
 
 def load(
     steps: Steps | HeldOut, workers: int, pin_memory: bool = False, plugin_files: Sequence[str] = ()
-) -> Iterator[Step]:
-    """The steps in order, prepared ahead by ``workers`` processes (0: in this one, when asked for)."""
+) -> Generator[Step, None, None]:
+    """The steps in order, prepared ahead by ``workers`` processes (0: in this one, when asked for).
+
+    Raises DataError for a sample that cannot be read at all. Closed, it ends the reading ahead.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of its own would not survive the fork
-    loader: DataLoader[Step] = DataLoader(
+    tasks = steps.tasks()
+    loader: DataLoader[Step | DataError] = DataLoader(
         _Portable(steps, plugin_files),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=steps.tasks(),  # iterated in this process: a stream has one reader
+        sampler=tasks,  # iterated in this process: a stream has one reader
         num_workers=workers,
         pin_memory=pin_memory,
+        generator=generator("workers"),  # else it draws from the global one, and dropout would depend on it
     )
-    return iter(loader)
+    return _good(iter(loader), tasks)  # the workers begin at once
+
+
+def _good(made: Iterator[Step | DataError], tasks: Iterable[Any]) -> Generator[Step, None, None]:
+    try:
+        for step in made:
+            if isinstance(step, DataError):
+                raise step
+            yield step
+    finally:
+        if isinstance(tasks, Generator):
+            tasks.close()
 
 
 def num_workers(choice: int | str) -> int:

@@ -12,12 +12,11 @@ from nanovlm.blueprint import Recipe, collected, open_benchmark, open_dataset
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Steps
 from nanovlm.data.mixture import Mixture
 from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps
-from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Questions, numbered
-from nanovlm.experiment import BUDGETS, Experiment
+from nanovlm.experiment import Experiment
 from nanovlm.hub import Unreachable
 from nanovlm.model import VisionLanguageModel
-from nanovlm.planning import check_lengths
+from nanovlm.planning import check_lengths, check_stream, check_streams
 from nanovlm.plugins import load_plugins
 from nanovlm.seeding import seeded
 from nanovlm.training.precision import choose_device
@@ -34,6 +33,7 @@ def train(
     Raises NanoVLMError, before anything is trained, for whatever in the experiment cannot work.
     """
     recipe = Recipe.of(experiment, load_plugins(plugin_files))
+    check_streams(recipe)
     check_lengths(recipe)
     device = choose_device(experiment.device)
     model, mixture, benchmarks = open_everything(recipe)
@@ -71,22 +71,8 @@ def open_mixture(recipe: Recipe) -> Mixture | Stream:
     streams = [d for d, dataset in enumerate(datasets) if dataset.streaming]
     if not streams:
         return Mixture(datasets, weights, recipe.experiment.data, recipe.experiment.seed)
-    _check_stream(recipe, streams[0])
+    check_stream(recipe, streams[0])
     return Stream(datasets[0], recipe.experiment.data, recipe.experiment.seed)
-
-
-def _check_stream(recipe: Recipe, d: int) -> None:
-    """A ConfigError for what cannot be had of a dataset without a length."""
-    what, training = f"{recipe.datasets[d].name} is a stream and has no length", recipe.experiment.training
-    if len(recipe.datasets) > 1:
-        raise ConfigError(
-            f"data.train.{d}: {what}, so it cannot be mixed with others; let it stand alone, or do not stream it"
-        )
-    if (weight := recipe.experiment.data.train[d].weight) != 1:
-        raise ConfigError(f"data.train.{d}.weight={weight}: {what}, so nothing is there to weigh; leave the weight out")
-    if training.epochs:
-        others = " or ".join(f"training.{budget}" for budget in BUDGETS if budget != "epochs")
-        raise ConfigError(f"training.epochs={training.epochs:g}: {what}; set {others} instead")
 
 
 def open_benchmarks(recipe: Recipe) -> list[Questions]:

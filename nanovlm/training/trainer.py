@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,8 @@ class Trainer:
         except BaseException as error:  # an interrupt, too
             self.trackers.failed(error)
             raise
+        finally:
+            self.steps.close()  # a stream is still being read
 
     def run_through(self) -> dict[str, Any]:
         self.started()
@@ -184,7 +186,7 @@ class Trainer:
         self.trackers.finished(summary)
         return summary
 
-    def load(self, steps: Steps | HeldOut) -> Iterator[Step]:
+    def load(self, steps: Steps | HeldOut) -> Generator[Step, None, None]:
         return load(steps, self.workers, pin_memory=self.device.type == "cuda", plugin_files=self.plugin_files)
 
     def started(self) -> None:

@@ -1,5 +1,10 @@
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import pytest
@@ -16,7 +21,9 @@ ROWS = {
     "one": [cauldron_row("red", ("What?", "Red.")), cauldron_row("red blue", ("Both?", "Yes."), ("Sure?", "Yes."))],
     "two": [cauldron_row("", ("Why?", "So."))],
 }
-COLUMNS = ["images[]", "texts[].user"]
+COLUMNS = {"images[]": "pictures", "texts[].user": "text"}
+
+TEXT = {"text": "text"}
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +65,29 @@ def test_a_stream_is_read_no_further_than_asked(folder, tmp_path):
 def test_two_readers_of_a_stream_do_not_disturb_each_other(tmp_path):
     """The trainer reads on in a thread while the held-out rows are collected."""
     expected = [{"text": str(i)} for i in range(50)]
-    rows = stream_rows(write(tmp_path / "many", {"text": Value("string")}, expected), None, "train", ["text"])
+    rows = stream_rows(write(tmp_path / "many", {"text": Value("string")}, expected), None, "train", TEXT)
     first, second = iter(rows), iter(rows)
-    before = rows._table.state_dict()
     mixed = [(next(first), next(second)) for _ in range(20)]
-    assert rows._table.state_dict() == before  # where the library would keep the place of both
     assert [row for row, _ in mixed] + list(first) == expected
     assert [row for _, row in mixed] + list(second) == expected
+
+
+IN_A_THREAD = """
+import sys
+from threading import Thread
+from nanovlm.data.huggingface import stream_rows
+rows = stream_rows(sys.argv[1], "one", "train", {})
+next(iter(rows))
+reader = Thread(target=lambda: print(len(list(rows)), flush=True))
+reader.start()
+reader.join()
+"""
+
+
+def test_a_stream_is_read_in_a_thread_of_its_own(folder):
+    """In a process of its own: the file system keeps something for each thread, and tests before this one, too."""
+    done = subprocess.run([sys.executable, "-c", IN_A_THREAD, str(folder)], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr.count("Error")) == ("2", 0)
 
 
 def test_a_stream_tells_its_size_if_the_source_does(folder):
@@ -78,7 +101,7 @@ def test_a_stream_tells_its_size_if_the_source_does(folder):
 def test_a_stream_without_the_columns_is_refused_with_its_first_row(tmp_path):
     source = write(tmp_path / "other", {"text": Value("string")}, [{"text": "a"}])
     with pytest.raises(DataError) as caught:
-        next(iter(stream_rows(source, None, "train", ["user"])))
+        next(iter(stream_rows(source, None, "train", {"user": "text"})))
     assert str(caught.value) == (
         f"source: the rows of '{source} train' have no user; expected are user, and there are text"
     )
@@ -98,7 +121,7 @@ def test_pictures_stay_the_bytes_they_are(folder):
 
 def test_reading_rows_decodes_no_picture(tmp_path):
     broken = {"image": {"bytes": b"no picture", "path": None}}
-    rows = load_rows(write(tmp_path / "broken", {"image": Image()}, [broken]), None, "train", ["image"])
+    rows = load_rows(write(tmp_path / "broken", {"image": Image()}, [broken]), None, "train", {"image": "pictures"})
     assert rows[0] == broken
 
 
@@ -123,7 +146,7 @@ def test_a_folder_called_like_a_reader_of_the_library_is_a_folder(tmp_path, monk
     write(tmp_path / name, {"text": Value("string")}, [{"text": "mine"}])
     monkeypatch.chdir(tmp_path)
     for source in (name, f"./{name}"):
-        assert load_rows(source, None, "train", ["text"])[0] == {"text": "mine"}
+        assert load_rows(source, None, "train", TEXT)[0] == {"text": "mine"}
         assert config_names(source) == ["default"]
 
 
@@ -157,7 +180,7 @@ def test_columns_that_are_missing_are_named_beside_those_there(tmp_path, feature
 
 def test_more_columns_than_expected_are_fine(tmp_path):
     features = {"text": Value("string"), "more": Value("int64")}
-    assert load_rows(write(tmp_path / "more", features, [{"text": "a", "more": 1}]), None, "train", ["text"])[0]["more"]
+    assert load_rows(write(tmp_path / "more", features, [{"text": "a", "more": 1}]), None, "train", TEXT)[0]["more"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +202,95 @@ def test_a_folder_that_is_no_dataset_says_so(tmp_path, content):
     for name, text in content.items():
         (folder / name).write_text(text)
     with pytest.raises(DataError, match=r"^source: '.*/other' cannot be read as a dataset \(\w+: .+\)$"):
-        load_rows(str(folder), None, "train", [])
+        load_rows(str(folder), None, "train", {})
+
+
+def rewrite(folder, *texts: str, subset: str = "one") -> Path:
+    """Other rows in one of the files."""
+    rows = [cauldron_row("", (text, "So.")) for text in texts]
+    table = datasets.Dataset.from_list(rows, features=Features(cauldron_features()))
+    file = folder / subset / "train-00000-of-00001.parquet"
+    table.to_parquet(file)
+    return file
+
+
+def asked(folder, subset: str = "one") -> list[str]:
+    return [row["texts"][0]["user"] for row in load_rows(str(folder), subset, "train", COLUMNS)]
+
+
+def test_rows_that_changed_are_read_anew(folder, tmp_path):
+    assert asked(folder) == ["What?", "Both?"]
+    rewrite(folder, "New?")
+    assert asked(folder) == ["New?"]
+    file = rewrite(folder, "Old?")  # of the same length
+    os.utime(file, ns=(0, 10**18))
+    assert asked(folder) == ["Old?"]
+    assert asked(folder, "two") == ["Why?"]
+    assert len(list(tmp_path.rglob("*.arrow"))) == 2  # of each subset, the last state only
+
+
+def test_rows_that_did_not_change_are_prepared_once(folder, tmp_path):
+    asked(folder)
+    (prepared,) = tmp_path.rglob("*.arrow")
+    before = prepared.stat().st_mtime_ns
+    (folder / "more.txt").write_text("nothing to do with the rows")
+    rewrite(folder, "Other?", subset="two")
+    asked(folder)
+    assert prepared.stat().st_mtime_ns == before
+
+
+def test_another_folder_of_the_same_name_has_its_own_rows(folder, tmp_path):
+    assert asked(folder) == ["What?", "Both?"]
+    other = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, other)  # with the times of the files
+    rewrite(other, "Other?")
+    assert (asked(other), asked(folder)) == (["Other?"], ["What?", "Both?"])
+
+
+@pytest.mark.parametrize(
+    ("features", "columns", "told"),
+    [
+        ({"text": Value("int64")}, TEXT, "text holds int64 instead of text"),
+        ({"text": Value("binary")}, TEXT, "text holds binary instead of text"),
+        ({"images": List(Value("int64"))}, {"images[]": "pictures"}, "images[] holds int64 instead of pictures"),
+        (
+            {"image": {"url": Value("string")}},
+            {"image": "pictures"},
+            "image holds struct<url: string> instead of pictures",
+        ),
+        (
+            {"rated": List(Value("string")), "text": Value("bool")},
+            {"rated[]": "numbers", "text": "text"},
+            "rated[] holds string instead of numbers, text holds bool instead of text",
+        ),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_columns_that_hold_something_else_are_named_with_what_they_hold(tmp_path, features, columns, told):
+    source = write(tmp_path / "other", features, [dict.fromkeys(features)])
+    for read in (load_rows, lambda *what: next(iter(stream_rows(*what)))):
+        with pytest.raises(DataError) as caught:
+            read(source, None, "train", columns)
+        assert str(caught.value) == (f"source: the rows of '{source} train' are of another kind than expected: {told}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("text", Value("string")),
+        ("text", Value("large_string")),
+        ("text", Value("null")),
+        ("numbers", Value("int8")),
+        ("numbers", Value("float32")),
+        ("pictures", Image()),
+        ("pictures", Value("binary")),
+        ("pictures", Value("string")),
+    ],
+    ids=str,
+)
+def test_every_way_to_store_a_kind_is_read(tmp_path, kind, value):
+    source = write(tmp_path / "other", {"some": value}, [{"some": None}])
+    assert load_rows(source, None, "train", {"some": kind})[0] == {"some": None}
 
 
 def test_code_beside_the_rows_is_not_run(folder, tmp_path):
@@ -200,7 +311,7 @@ def test_a_split_without_rows_is_empty(tmp_path):
 @pytest.mark.parametrize("read", [load_rows, stream_rows])
 def test_what_is_no_folder_is_told_with_its_option(read):
     with pytest.raises(HubError) as caught:
-        read("owner/name", None, "train", [])
+        read("owner/name", None, "train", {})
     assert str(caught.value.at("data.train.1")).splitlines() == [
         "data.train.1.source: 'owner/name' is no folder here, and it is not in the cache of the Hugging Face hub, "
         "and HF_HUB_OFFLINE is set.",

@@ -5,10 +5,11 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from numbered import Numbers, Parted, data_of, mixture_of
 from PIL import Image
 
-from nanovlm import ImageSpec, Sample, Turn, load_plugins
+from nanovlm import DataError, ImageSpec, Sample, Turn, load_plugins
 from nanovlm.data.conversation import TextFormat, byte_tokenizer
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps, wholly_skipped
 from nanovlm.data.mixture import Mixture
@@ -106,6 +107,29 @@ def test_the_number_of_workers_changes_nothing(workers):
     assert len(alone) == len(helped) == 8
     for mine, other in zip(alone, helped, strict=True):
         assert_same(mine, other)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_user_can_put_right_is_one_line_from_a_worker_too(workers):
+    class Special(DataError):
+        def __init__(self, what: str, where: str) -> None:  # does not survive the way from a worker
+            super().__init__(f"{where}: {what}")
+
+    class Faulty(Numbers):
+        def __getitem__(self, index: int) -> Sample:
+            raise Special("it is bad", f"row {index % 1}")
+
+    with pytest.raises(DataError) as caught:
+        list(load(steps_of(mixture_of(Faulty(4)), 4, 4), workers))
+    assert str(caught.value) == "data.train.0: row 0: it is bad"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(workers):
+    """Else dropout would depend on how often a run validates."""
+    before = torch.get_rng_state()
+    list(load(steps_of(mixture_of(Numbers(8)), 4, 8), workers))
+    assert torch.get_rng_state().equal(before)
 
 
 def test_pictures_of_turns_left_out_are_not_read():

@@ -109,6 +109,19 @@ def test_rows_without_ratings_are_refused(registries, tmp_path):
     assert "expected are images[], texts[].user, texts[].assistant, relevance_ratings[]" in message
 
 
+def test_ratings_that_are_no_numbers_are_refused(registries, tmp_path):
+    from datasets import List, Value
+
+    rated = features() | {"relevance_ratings": List(Value("string"))}
+    rows = [row(*TURNS, relevance=["5", "5", "5"])]
+    source = write_dataset(tmp_path / "words", {"some": rows}, rated)
+    part = Part.of(registries.datasets, "data.train.0", "finevision", {"source": str(source)})
+    with pytest.raises(
+        DataError, match=r"another kind than expected: relevance_ratings\[\] holds string instead of nu"
+    ):
+        open_dataset(part, "train")
+
+
 def test_a_minimum_is_one_of_the_ratings(open_rows):
     with pytest.raises(ConfigError, match=r"^data\.train\.0\.relevance_min=6: input should be less than or equal to 5"):
         open_rows(row(*TURNS), relevance_min=6)

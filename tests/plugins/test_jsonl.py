@@ -95,6 +95,12 @@ def test_captions_are_what_the_datasets_library_reads(read, folder):
     assert ours == theirs
 
 
+def test_a_character_of_two_halves_is_read(read, folder):
+    line = {"turns": [{"user": "\N{GRINNING FACE}", "assistant": "a"}]}
+    assert "\\ud83d" in json.dumps(line)
+    assert read(write(folder, line))[0].turns[0].user == "\N{GRINNING FACE}"
+
+
 def test_empty_lines_are_none_and_numbers_stay(read, folder):
     assert [read(write(folder, "", ASKED, "  ", ASKED)).id(i) for i in range(2)] == ["train.jsonl:2", "train.jsonl:4"]
 
@@ -141,6 +147,24 @@ def test_text_of_any_language_is_read(read, folder):
         ),
         ({**ASKED, "images": ["deep"]}, ["line 2.images.0='deep': there is no such file in '{folder}'"]),
         ({**ASKED, "id": "one"}, ["line 2: the id 'one' stands on an earlier line, too"]),
+        *(
+            (line, [f"line 2 holds \\{half}, half of a character: write both halves, or the character"])
+            for half, line in (
+                ("ud800", {"turns": [{"user": "x \ud800 y", "assistant": "a"}]}),
+                ("udc9a", {**ASKED, "id": "\udc9a"}),
+                ("ud800", {**ASKED, "images": ["\ud800.png"]}),
+            )
+        ),
+        *(
+            (
+                {"turns": [{"user": user, "assistant": "a"}] * 2, "images": ["red.png"] * images},
+                [
+                    f"line 2: the user's words have {marks} <image>, but there are {images} pictures; "
+                    "write one <image> for each picture, or none and all come first"
+                ],
+            )
+            for user, marks, images in (("<image>?", 2, 1), ("<image>", 2, 3), ("<image><image>", 4, 0))
+        ),
         ({**ASKED, "images": ["a\0b"]}, ["line 2.images.0='a\\x00b' is no path: embedded null byte"]),
     ],
     ids=lambda value: str(value)[:30],

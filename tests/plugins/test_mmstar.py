@@ -152,6 +152,11 @@ def test_rows_of_another_form_are_refused(open_rows):
     assert message.endswith("and there are question, image, image.bytes, image.path, solution")
 
 
+def test_an_answer_that_is_a_number_is_refused(open_rows):
+    with pytest.raises(DataError, match=r"are of another kind than expected: answer holds int64 instead of text$"):
+        open_rows(row(1), features=FEATURES | {"answer": Value("int64")})
+
+
 def test_a_source_without_the_split_is_refused(open_rows):
     with pytest.raises(
         DataError, match=r"^benchmarks\.0: source: '.*' cannot be read as a dataset \(ValueError: .*val"
@@ -233,6 +238,11 @@ def test_options_are_found_in_every_punctuation(question, letters):
         ("the best option is **B**.", "B"),
         ("Option B", "B"),
         ("Choice B: dog", "B"),
+        ("B. The answer is B.", "B"),
+        ("B. The answer is A dog.", "B"),  # an article
+        ("B: dog. B", "B"),
+        ("B. Option a is wrong", "B"),
+        ("B. It is in the U.S.", "B"),
     ],
 )
 def test_a_letter_is_understood_however_it_is_put(reply, letter):
@@ -278,6 +288,13 @@ def test_a_letter_is_understood_however_it_is_put(reply, letter):
         "(A) or (B)",
         "Both A and B",
         "B. The cat (A) is wrong",
+        "A. Answer: B",
+        "A. a cat\nThe answer is B",
+        "A. The correct answer is (B).",
+        "A: no. B",
+        "A. No! B.",
+        "A, no. The best choice is **B**.",
+        "A. B",
     ],
 )
 def test_what_is_no_choice_is_no_letter(reply):

@@ -313,6 +313,29 @@ def test_weights_and_max_rows_hold_for_a_stream_too(open_split, large):
     assert all(seen[name] == 1 and int(name[2:]) < 10 for name in half)
 
 
+def test_a_weight_that_leaves_no_row_of_a_stream_is_named(open_split, large):
+    with pytest.raises(DataError) as caught:
+        open_split(large, streaming=True, weights={"b": 1e-9})
+    assert str(caught.value) == (
+        "data.train.0: weights: b=1e-09 of 20 rows is not one; raise it, or leave the subset out"
+    )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_other_types_are_refused(open_split, tmp_path, streaming):
+    from datasets import Value
+
+    features = cauldron_features()
+    features["texts"].feature["assistant"] = Value("int64")
+    other = write_dataset(tmp_path / "other", {"some": [cauldron_row("red", ("What?", 5))]}, features)
+    with pytest.raises(DataError) as caught:
+        open_split(str(other), streaming=streaming)
+    assert str(caught.value) == (
+        f"data.train.0: source: the rows of '{other} some train' are of another kind than expected: "
+        "texts[].assistant holds int64 instead of text"
+    )
+
+
 def test_rows_of_another_form_are_refused_in_a_stream_too(open_split, tmp_path):
     from datasets import Value
 
