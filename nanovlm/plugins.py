@@ -18,8 +18,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import pluggy
 
@@ -136,12 +138,20 @@ def _version(distribution: str) -> str:
         return ""
 
 
+class _Uncached(SourceFileLoader):
+    """Reads the source each time. Of two files of one size, written within a second, Python's cache takes the old."""
+
+    def path_stats(self, path: object) -> NoReturn:
+        raise OSError  # so there is neither a cache to trust nor one to write
+
+
 def _load_file(path: Path) -> ModuleType:
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # two files may have one name
     name = f"nanovlm_plugin_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if not (spec and spec.loader):
+    if path.suffix != ".py":
         raise PluginError("a plugin is a Python file; its name ends in .py")
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that its classes pickle
     try:

@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import nanovlm_plugins
@@ -282,3 +283,14 @@ def test_an_experiment_chooses_a_file_dropped_into_the_folder_by_its_module(site
     site.drop("dropped", plugin("pixel_shuffle"))
     recipe = Recipe.of(tiny_experiment("projector={name: 'dropped:pixel_shuffle'}"), load_plugins())
     assert recipe.blueprint.projector.cls.__name__ == "Sum"
+
+
+def test_a_file_that_was_just_changed_is_read_anew(tmp_path):
+    """Of one size, and within one second: Python's cache of translations could not tell them apart."""
+    file = tmp_path / "quick.py"
+    for hook in ("register_datasets", "register_trackers"):
+        file.write_text(plugin("quick_one", hook))
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        filled = load_plugins([str(file)])
+        assert [f"register_{registry.kind}s" for registry in filled if "quick_one" in names(registry)] == [hook]
+    assert [path.name for path in tmp_path.iterdir()] == ["quick.py"]
