@@ -17,6 +17,8 @@ from nanovlm.training.clock import per_second
 from nanovlm.training.launch import train
 from nanovlm.training.run import plugin_copies
 
+MUCH_WAITING = 0.1  # of the training time: the device could do more
+
 
 def command(
     experiment: ExperimentFile,
@@ -43,6 +45,11 @@ def report(summary: dict[str, Any]) -> list[str]:
         f"{per_second(summary['tokens_per_second'])} tokens/s, {summary['wall_seconds']:,.0f} s in all, "
         f"peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]
+    if summary["data_wait"] >= MUCH_WAITING:
+        lines.append(
+            f"waiting for data {summary['data_wait']:.0%} of the time: "
+            "raise data.workers, or make the pictures smaller before training"
+        )
     if lost := summary.get("lost_updates"):
         lines.append(f"updates lost, because the loss or its gradient was no finite number: {lost}")
     if summary["skipped"]:

@@ -69,6 +69,13 @@ def _good(made: Iterator[Step | DataError], tasks: Iterable[Any]) -> Generator[S
             if isinstance(step, DataError):
                 raise step
             yield step
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that prepares data died ({str(error).partition(' exited')[0]}): the system may have ended it "
+            "for want of memory; lower data.workers, or set data.workers=0 to see where it happens"
+        ) from None
     finally:
         if isinstance(tasks, Generator):
             tasks.close()

@@ -1,4 +1,6 @@
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -174,3 +176,20 @@ def test_a_spawned_worker_knows_the_plugins_given_by_path(tmp_path):
     command = [sys.executable, "-c", WORKER, str(tmp_path / "steps.pickle")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["9", str(steps[0].rows[0].num_targets)]
+
+
+class Deadly(Numbers):
+    """Reading number 5 ends the process that reads it, as the system does to one that takes too much memory."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_told_at_once():
+    steps = steps_of(mixture_of(Deadly(8)), 2, 8)
+    with pytest.raises(
+        DataError, match=r"^a process that prepares data died \(.*worker.*\): the system may have .*workers=0"
+    ):
+        list(load(steps, workers=1))

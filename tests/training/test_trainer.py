@@ -323,3 +323,10 @@ def test_a_lost_update_is_counted_and_costs_no_run(run, monkeypatch):
     assert [loss is None for loss in finished.metric("loss")] == [False, True, False, False]
     assert all(tensor.isfinite().all() for tensor in finished.tensors().values())
     assert "updates lost, because the loss or its gradient was no finite number: 1" in report(finished.summary)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.38, True), (0.02, False)])
+def test_a_run_that_waits_for_data_says_so(run, share, told):
+    summary = run("training.steps=1").summary | {"data_wait": share}
+    line = "waiting for data 38% of the time: raise data.workers, or make the pictures smaller before training"
+    assert (line in report(summary)) == told
