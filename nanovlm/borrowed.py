@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanovlm.errors import ConfigError, unknown
+from nanovlm.errors import ConfigError, summary, unknown
 from nanovlm.hub import CONFIG, fetch
 from nanovlm.weights import read_checkpoint_config
 
@@ -101,10 +100,6 @@ def transformers_model(auto: Any, config: Any) -> Any:
     except Exception as error:  # whatever the code of an architecture stumbles over
         kind = config.model_type
         raise ConfigError(f"architecture: transformers cannot build this {kind}: {summary(error)}") from None
-
-
-def summary(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
 
 
 def layers(model: nn.Module) -> nn.ModuleList | nn.Sequential:

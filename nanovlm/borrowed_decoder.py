@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.attention import Segments
-from nanovlm.borrowed import summary
 from nanovlm.components import LanguageDecoder, device_of
-from nanovlm.errors import ConfigError
+from nanovlm.errors import ConfigError, summary
 
 
 class Trial:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nanovlm.borrowed import summary
-from nanovlm.components import ComponentConfig, ImageSpec, VisionEncoder
-from nanovlm.errors import ConfigError
+from nanovlm.components import ComponentConfig, ImageSpec, Resample, VisionEncoder
+from nanovlm.errors import ConfigError, summary
 
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
@@ -21,7 +20,7 @@ class BorrowedEncoderConfig(ComponentConfig):
     """A hub id, a folder, or `random`."""
     image_size: Annotated[int, Field(ge=0)] = 0
     """Pixels along each side of the (square) picture; 0 is the checkpoint's own (its preprocessor's, if any)."""
-    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    resample: Resample = "bicubic"
     """Pillow's filter for resizing pictures; by default the checkpoint's."""
     mean: Triple = [0.485, 0.456, 0.406]
     """Of red, green and blue in [0, 1], subtracted from a picture; by default the checkpoint's, else ImageNet's."""

@@ -75,12 +75,15 @@ class ComponentConfig(Schema):
         return self.model_copy(update=architecture)
 
 
+Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]  # Pillow's filters
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """How pictures reach an encoder: resized to ``size`` x ``size`` pixels with Pillow's filter ``resample``."""
 
     size: int
-    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    resample: Resample = "bicubic"
 
 
 @dataclass(frozen=True)

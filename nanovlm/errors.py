@@ -7,6 +7,7 @@ traceback and exits with status 2; anything else that is raised is a bug in nano
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -50,6 +51,20 @@ class SkipSample(Exception):
     def __init__(self, reason: str, sample: Sample | None = None) -> None:
         super().__init__(reason)
         self.reason, self.sample = reason, sample
+
+
+def summary(error: Exception) -> str:
+    """What another library said, in one line that is not too long; without any words, the error's kind."""
+    return _shortened(error) or type(error).__name__
+
+
+def named(error: Exception) -> str:
+    """The same behind the error's kind."""
+    return f"{type(error).__name__}: {_shortened(error)}"
+
+
+def _shortened(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

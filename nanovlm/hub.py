@@ -1,10 +1,9 @@
 """From ``weights: <hub id> | <folder>`` to a folder on this machine: the one place that may download."""
 
 import os
-import textwrap
 from pathlib import Path
 
-from nanovlm.errors import ConfigError
+from nanovlm.errors import ConfigError, named
 
 CONFIG = ("config.json", "preprocessor_config.json", "processor_config.json")
 WEIGHTS = (*CONFIG, "*.safetensors", "*.safetensors.index.json")
@@ -85,5 +84,4 @@ def why(error: Exception) -> str:
         return "on the Hugging Face hub its terms must be accepted first (then log in with `hf auth login`)"
     if isinstance(error, RepositoryNotFoundError):
         return "the Hugging Face hub has no public repository of this name (is it private? log in with `hf auth login`)"
-    summary = textwrap.shorten(str(error), 200, placeholder=" ...")
-    return f"the Hugging Face hub did not give it ({type(error).__name__}: {summary})"
+    return f"the Hugging Face hub did not give it ({named(error)})"

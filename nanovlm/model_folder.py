@@ -27,12 +27,7 @@ def write_config(blueprint: Blueprint, template: str, folder: Path) -> None:
     plugins = {}
     for part in blueprint.parts:
         config[part.where] = part.dump()
-        plugins[part.where] = {
-            "module": part.plugin.module,
-            "distribution": part.plugin.distribution,
-            "version": part.plugin.version,
-            "sha256": part.plugin.sha256,
-        }
+        plugins[part.where] = part.plugin.provenance()
     if config["language_decoder"]["template"] not in ("question_answer", "tokenizer"):
         (folder / TEMPLATE).write_text(template, encoding="utf-8")
         config["language_decoder"]["template"] = TEMPLATE

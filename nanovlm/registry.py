@@ -22,6 +22,10 @@ class Plugin:
     error: str = field(default="", compare=False)
     """Why it could not be loaded: the last line of its traceback."""
 
+    def provenance(self) -> dict[str, str]:
+        """What a run and a model folder keep of it."""
+        return {key: getattr(self, key) for key in ("module", "distribution", "version", "sha256")}
+
 
 class Entry(NamedTuple):
     """A registered component."""

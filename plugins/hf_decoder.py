@@ -27,12 +27,12 @@ from nanovlm.borrowed import (
     check_keys,
     layers,
     read_architecture,
-    summary,
     transformers_config,
     transformers_model,
 )
 from nanovlm.borrowed_decoder import Trial, head_of, stirred, without_masks
 from nanovlm.components import device_of
+from nanovlm.errors import summary
 from nanovlm.generation import evaluating
 from nanovlm.hub import WEIGHTS, fetch
 from nanovlm.weights import check_tied, load_weights, read_tensors, repeated, translated

@@ -4,7 +4,7 @@ Source: Zhai et al. 2023, arXiv 2303.15343; Tschannen et al. 2025, arXiv 2502.14
 vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) without a class token: every output is a patch.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nanovlm import CheckpointError, ComponentConfig, ConfigError, ImageSpec, PatchGrid, VisionEncoder, hookimpl
-from nanovlm.components import parse
+from nanovlm.components import Resample, parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
 from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_preprocessor, read_tensors
 
@@ -37,7 +37,7 @@ class Siglip(VisionEncoder):
         num_hidden_layers: Positive = 12
         num_attention_heads: Positive = 12
         layer_norm_eps: float = 1e-6
-        resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+        resample: Resample = "bicubic"
         """Pillow's filter for resizing pictures; by default the checkpoint's."""
 
         @classmethod

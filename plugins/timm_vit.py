@@ -6,13 +6,13 @@ before it is built whether a model keeps its patches, rather than a list of name
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
 
 from nanovlm import CheckpointError, ConfigError, PatchGrid, hookimpl, unknown
-from nanovlm.borrowed import layers, summary
+from nanovlm.borrowed import layers
 from nanovlm.borrowed_encoder import (
     BorrowedEncoder,
     BorrowedEncoderConfig,
@@ -21,13 +21,14 @@ from nanovlm.borrowed_encoder import (
     prune,
     trial,
 )
+from nanovlm.components import Resample
+from nanovlm.errors import summary
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
 from nanovlm.seeding import seeded
 from nanovlm.weights import load_weights, read_json, read_tensors
 
 # Arguments of timm that would load weights or code from elsewhere, or are options here.
 RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
-FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 class TimmViT(BorrowedEncoder):
@@ -142,7 +143,7 @@ def usual_picture(model: str, options: dict[str, Any], pretrained: dict[str, Any
         raise ConfigError(f"{model} is made for pictures of {size[0]} x {size[1]} pixels, timm_vit for square ones")
     found = {"image_size": sides.pop(), "resample": known.get("interpolation")}
     found |= {key: list(known[key]) for key in ("mean", "std") if known.get(key)}
-    if found["resample"] not in FILTERS:  # such as `random`, for training with augmented pictures
+    if found["resample"] not in get_args(Resample):  # such as `random`, for training with augmented pictures
         del found["resample"]
     return found
 

@@ -7,7 +7,6 @@ never stops a run: the first one is said, the others are counted, and ``metrics.
 
 import os
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from nanovlm import ComponentConfig, Tracker, hookimpl
 from nanovlm.data.images import open_image
+from nanovlm.errors import named
 from nanovlm.evaluation.evaluator import Answered
 from nanovlm.training.run import Run
 from nanovlm.yaml_reader import read_yaml
@@ -57,7 +57,7 @@ class Wandb(Tracker):
             try:
                 self.remote = self.open(mode, facts)
             except Exception as error:  # whatever the library raises
-                say(f"no {mode} run: {summary_of(error)}")
+                say(f"no {mode} run: {named(error)}")
             else:
                 offline = f"writes to {self.folder / 'wandb'}, and uploads nothing; `wandb sync` does"
                 return say(offline if mode == "offline" else self.remote.url)
@@ -125,7 +125,7 @@ class Wandb(Tracker):
         except Exception as error:
             self.lost += 1
             if self.lost == 1:
-                say(f"a call failed ({summary_of(error)}); the run goes on, and the next ones are only counted")
+                say(f"a call failed ({named(error)}); the run goes on, and the next ones are only counted")
 
 
 def numbers(facts: Mapping[str, Any], above: str = "") -> dict[str, float]:
@@ -166,10 +166,6 @@ def staged_in(folder: Path) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
         else:
             os.environ["WANDB_DATA_DIR"] = before
-
-
-def summary_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
 
 
 def say(words: str) -> None:

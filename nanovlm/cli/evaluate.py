@@ -50,8 +50,9 @@ def command(
     part = Part.of(registries.datasets, "benchmark", choice.name, choice.options).resolved()
     questions = Questions(name, open_benchmark(part), choice.limit if limit is None else limit)
     loaded = VisionLanguageModel.from_pretrained(source, registries, str(chosen_device))
+    bare = recorded_answers(source, name) if controls else []
     with Precision(run.training.precision if run else "auto", chosen_device).autocast():
-        evaluation = questions.evaluate(loaded, controls, run.data.seed if run else 0, recorded_answers(source, name))
+        evaluation = questions.evaluate(loaded, controls, run.data.seed if run else 0, bare)
     if controls and questions.benchmark.bare_decoder and "bare_decoder" not in evaluation.controls:
         print(f"{name}: {UNTOLD}", file=sys.stderr)
     if output:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import pickle
 import shutil
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from nanovlm.errors import DataError, NanoVLMError, SkipSample
+from nanovlm.errors import DataError, NanoVLMError, SkipSample, named
 from nanovlm.hub import HubError, check_hub_id, local_folder, why
 
 Kind = Literal["text", "numbers", "pictures"]
@@ -173,10 +172,7 @@ def _refusals_of_reading(source: str, option: str, unreachable: Exception | None
     except Exception as error:  # of any library that this one builds on
         if isinstance(error, OSError) and not local_folder(source):
             raise HubError(source, option, why(unreachable or error), unreachable is not None) from None
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise DataError(
-            f"{option}: {source!r} cannot be read as a dataset ({type(error).__name__}: {reason})"
-        ) from None
+        raise DataError(f"{option}: {source!r} cannot be read as a dataset ({named(error)})") from None
 
 
 def _unreachable(source: str) -> Exception | None:

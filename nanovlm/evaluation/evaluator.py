@@ -14,6 +14,7 @@ from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.errors import DataError, SkipSample
 from nanovlm.evaluation.controls import shuffled, without_images
 from nanovlm.evaluation.metrics import accuracy, wilson_interval
+from nanovlm.files import write_whole
 from nanovlm.generation import Prompt, generate, num_tokens
 from nanovlm.model import VisionLanguageModel
 
@@ -75,10 +76,7 @@ class Evaluation:
 
 def write_items(items: Sequence[Item], file: Path) -> None:
     """One JSON line an item."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    part.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-    part.replace(file)
+    write_whole(file, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items))
 
 
 def read_items(file: Path) -> list[Item]:

@@ -19,6 +19,7 @@ from torch import nn
 from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import numbered
+from nanovlm.files import write_whole
 from nanovlm.yaml_reader import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, if the code runs from one
@@ -58,7 +59,7 @@ class Run:
                     "--run-dir"
                 ) from None
         run = cls(chosen, name)
-        run.write(run.experiment, dump_yaml(recipe.dump()))
+        write_whole(run.experiment, dump_yaml(recipe.dump()))
         return run
 
     def evaluation(self, benchmark: str, step: int, suffix: str = ".jsonl") -> Path:
@@ -68,13 +69,8 @@ class Run:
         """What the language decoder said before it was trained, without pictures."""
         return self.folder / "evaluation" / benchmark / "bare-decoder.jsonl"
 
-    def write(self, file: Path, text: str) -> None:
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-
     def write_json(self, file: Path, content: dict[str, Any]) -> None:
-        self.write(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def record_provenance(self, recipe: Recipe, model: nn.Module, data_order: str) -> None:
         """What the run was made of: versions, code, plugins, the order of its data and its initial weights."""
@@ -84,12 +80,7 @@ class Run:
                 "versions": {"python": platform.python_version(), **_versions()},
                 "git": _git_state(),
                 "plugins": [
-                    {
-                        "module": plugin.module,
-                        "distribution": plugin.distribution,
-                        "version": plugin.version,
-                        "sha256": plugin.sha256,
-                    }
+                    plugin.provenance()
                     for plugin in sorted({part.plugin for part in recipe.parts}, key=lambda plugin: plugin.module)
                 ],
                 "data_order": data_order,
@@ -97,7 +88,7 @@ class Run:
             },
         )
         for file, copy in plugin_copies(self.folder, recipe.registries.files).items():
-            self.write(copy, file.read_text(encoding="utf-8"))
+            write_whole(copy, file.read_text(encoding="utf-8"))
 
 
 def plugin_copies(folder: Path, files: Sequence[str]) -> dict[Path, Path]:

@@ -146,7 +146,7 @@ class Trainer:
     def evaluate(self, questions: Questions, controls: bool = False) -> Evaluation:
         """Score the model as it is now; with its items on disk."""
         self.flush()
-        bare = read_items(self.run.bare_decoder(questions.name))
+        bare = read_items(self.run.bare_decoder(questions.name)) if controls else []
         with self.clock.stopped(), self.precision.autocast():
             evaluation = questions.evaluate(self.model, controls, self.experiment.data.seed, bare)
         evaluation.write(self.run.evaluation(questions.name, self.step))

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from hf_folder import rewrite_config
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -94,13 +95,6 @@ def load(registries, folder, **options):
 
 def build(registries, packing: str = "padded", **architecture):
     return registries.language_decoders.build("hf_decoder", {"architecture": architecture, "packing": packing})
-
-
-def rewrite_config(folder, **changes) -> None:
-    """Change ``config.json``: a value of None takes the key out."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 def random_ids(count: int = sum(LENGTHS)) -> torch.Tensor:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hf_folder import rewrite_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import random_pixels
@@ -65,11 +66,6 @@ def load(registries, folder, **options):
 
 def build(registries, **architecture):
     return registries.vision_encoders.build("hf_vision", {"architecture": architecture})
-
-
-def rewrite_config(folder, **changes) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def count(module: torch.nn.Module) -> int:

@@ -3,6 +3,7 @@ import json
 import pytest
 import timm
 import torch
+from hf_folder import rewrite_config
 from safetensors.torch import load_file, save_file
 from tiny import random_pixels
 
@@ -44,11 +45,6 @@ def load(registries, folder, **options):
 
 def build(registries, **options):
     return registries.vision_encoders.build("timm_vit", options)
-
-
-def rewrite_config(folder, **changes) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 @torch.no_grad()
