@@ -1,22 +1,28 @@
-"""Causal attention over packed samples and over a cache: one door for every decoder.
+"""Causal attention over packed samples: one door for every decoder (over a cache: kv_cache.py).
 
 A row holds S samples end to end, T tokens in all. Attention never crosses a sample's border, and no mask tensor exists
-in training: samples of similar length are gathered into groups, padded on the right and attended with ``is_causal``.
-Padding on the right needs no mask, since a causal query never looks to its right. (A T x T block mask costs 20 times
-as much at 8,192 tokens, and keeps scaled dot product attention off its flash kernel.)
+in training. Where flash attention takes samples of different lengths (``varlen``: CUDA, half precision), they are
+attended as they lie. Elsewhere samples of similar length are gathered into groups, padded on the right and attended
+with ``is_causal``: padding on the right needs no mask, since a causal query never looks to its right. (A T x T block
+mask costs 20 times as much at 8,192 tokens, and keeps scaled dot product attention off its flash kernel.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 GROUP_WASTE = 0.25  # samples share a group while padding stays under this share of it
 GROUP_MIN_LENGTH = 16  # below this many tokens, padding is cheaper than another kernel launch
+CAUSAL = (-1, 0)  # how far a query looks to its left (all the way) and to its right
+NATIVE_GROUPS = "enable_gqa" in signature(varlen_attn).parameters  # not in torch 2.11: keys are repeated there
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Segments:
     cu_seqlens (S+1,) int32: where the samples begin, and where the last one ends.
     groups: for each group of samples, (G, L) int64 token indices; those past a sample's end repeat a token of its own.
     inverse (T,) int64: where each token's result stands in the groups' results laid end to end.
+    longest: for varlen attention, which needs no groups: no sample has more tokens. 0 with groups.
     """
 
     positions: Tensor
@@ -35,14 +42,17 @@ class Segments:
     cu_seqlens: Tensor
     groups: tuple[Tensor, ...]
     inverse: Tensor
+    longest: int = 0
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Segments:
-        """Segments for samples of these lengths, laid end to end."""
+    def of(cls, lengths: Sequence[int], longest: int = 0) -> Segments:
+        """Segments for samples of these lengths, laid end to end; for varlen attention if ``longest`` is given."""
         counts = torch.tensor(lengths)
         starts = F.pad(counts.cumsum(0), (1, 0))
         sample_ids = torch.repeat_interleave(torch.arange(len(lengths)), counts)
         positions = torch.arange(int(starts[-1])) - starts[sample_ids]
+        if longest:
+            return cls(positions, sample_ids, starts.int(), (), starts.new_empty(0), longest)
         groups, inverse, base = [], torch.empty_like(positions), 0
         for members in _similar(lengths):
             length = max(lengths[s] for s in members)
@@ -84,12 +94,29 @@ def _similar(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """Causal attention within each segment.
 
     q (T, H, d), k and v (T, K, d) where K divides H (grouped queries; Ainslie et al. 2023, arXiv 2305.13245)
     -> (T, H, d).
     """
+    return (varlen_attention if segments.longest else grouped_attention)(q, k, v, segments)
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """By flash attention's kernel for samples of different lengths, on CUDA in half precision."""
+    options: dict[str, Any] = {"window_size": CAUSAL}
+    if NATIVE_GROUPS:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    else:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    ends, longest = segments.cu_seqlens, segments.longest
+    return varlen_attn(q, k, v, ends, ends, longest, longest, **options)  # type: ignore[return-value]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # each row has groups of other shapes: a graph of them would never be used again
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """By scaled dot product attention, on any device and in any precision."""
     results = []
     for index in segments.groups:  # (G, L)
         queries, keys, values = (x[index].transpose(1, 2) for x in (q, k, v))  # (G, H or K, L, d)
@@ -99,71 +126,16 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
     return torch.cat(results)[segments.inverse]
 
 
-class KVCache:
-    """Keys and values of S sequences, for decoding token by token.
-
-    The first call of a decoder fills it from a packed row of S prompts; each later call brings one token a sequence.
-    """
-
-    def __init__(self, layers: int, samples: int, max_tokens: int, heads: int, head_dim: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(layers, samples, max_tokens, heads, head_dim)
-        self.values = torch.zeros_like(self.keys)
-        self.lengths = torch.zeros(samples, dtype=torch.int64, device=like.device)  # (S,)
-
-    @property
-    def empty(self) -> bool:
-        return not self.lengths.any()
-
-    def next(self) -> Segments:
-        """The segments of one further token for each sequence."""
-        each = torch.arange(len(self.lengths), device=self.lengths.device)
-        starts = torch.arange(len(self.lengths) + 1, dtype=torch.int32, device=self.lengths.device)
-        return Segments(self.lengths, each, starts, (each[:, None],), each)
-
-    def advance(self, segments: Segments) -> None:
-        """Count the tokens of a whole forward pass in, after its last layer."""
-        self.lengths = segments.positions[segments.last] + 1
-
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-        """Store this pass's keys and values of one layer, and attend to all that the cache now holds."""
-        self.keys[layer, segments.sample_ids, segments.positions] = k.to(self.keys.dtype)
-        self.values[layer, segments.sample_ids, segments.positions] = v.to(self.values.dtype)
-        if self.empty:
-            return packed_attention(q, k, v, segments)
-        longest = int(segments.positions.max()) + 1
-        # (S, K, L, d)
-        keys, values = (x[layer, :, :longest].transpose(1, 2).to(q.dtype) for x in (self.keys, self.values))
-        # With a single query a mask costs nothing: it is (S, 1, 1, L).
-        seen = torch.arange(longest, device=q.device) <= segments.positions[:, None, None, None]
-        grouped = q.shape[1] != k.shape[1]
-        result = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=seen, enable_gqa=grouped)
-        return result[:, :, 0]  # (S, H, d)
+def varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why varlen attention cannot be used; empty where it can."""
+    if device.type != "cuda":
+        return f"{device.type} has no kernel for it"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "it needs half precision"
+    major, minor = torch.cuda.get_device_capability(device)
+    return "" if major >= 8 else f"it needs compute capability 8.0, and this GPU has {major}.{minor}"
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, cache: KVCache | None = None, layer: int = 0
-) -> Tensor:
-    """Attention of q (T, H, d) to k, v (T, K, d) within segments, and to what ``cache`` holds of them -> (T, H, d)."""
-    if cache is None:
-        return packed_attention(q, k, v, segments)
-    return cache.attention(layer, q, k, v, segments)
-
-
-def rotary_table(
-    head_dim: int, max_positions: int, theta: float, rescale: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (P, d/2) of rotary positions (Su et al. 2021, arXiv 2104.09864), for all layers.
-
-    ``rescale`` gets the frequencies (d/2,), in radians a position, and gives those that are to be used.
-    """
-    frequencies = 1 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    if rescale:
-        frequencies = rescale(frequencies)
-    angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of x (T, H, d) by the angles of its positions, cos and sin (T, 1, d/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+def suits_flash(head_dim: int) -> bool:
+    """Whether flash attention takes heads of this width."""
+    return head_dim % 8 == 0 and head_dim <= 256

@@ -15,39 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from nanovlm.errors import ConfigError, explain
+from nanovlm.adapters import Lora
+from nanovlm.errors import ConfigError
+from nanovlm.schema import Schema as Schema
+from nanovlm.schema import parse as parse
 
 if TYPE_CHECKING:
     from nanovlm.attention import Segments
     from nanovlm.data.images import ImageSource
     from nanovlm.evaluation.evaluator import Answered, Item
     from nanovlm.training.run import Run
-
-
-class Schema(BaseModel):
-    """Options as they stand in a YAML file: an unknown key is an error, ``true`` is no number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-SchemaT = TypeVar("SchemaT", bound=BaseModel)
-
-
-def parse(schema: type[SchemaT], options: Any, where: str, also: Iterable[str] = ()) -> SchemaT:
-    """Validate ``options``; a ConfigError names the dotted path under ``where``, the value and the likely fix.
-
-    ``also`` are keys that may stand beside the schema's own, and are suggested like them.
-    """
-    try:
-        return schema.model_validate(options)
-    except ValidationError as error:
-        raise ConfigError(explain(error, schema, where, also)) from None
 
 
 class ComponentConfig(Schema):
@@ -133,6 +115,8 @@ class LanguageDecoder(Component):
     """D, the width of a token's embedding."""
     max_positions: int
     """The longest sample that the decoder takes, in tokens."""
+    varlen: bool = False
+    """Whether it reads segments without groups: its only attention is `nanovlm.attention`, by heads that suit flash."""
     blocks: Iterable[nn.Module]
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -162,6 +146,8 @@ class TextConfig(ComponentConfig):
     """A hub id, a folder, or `bytes` (every byte of UTF-8 is a token); by default where the weights are."""
     template: str = "question_answer"
     """How a conversation becomes text: `question_answer`, `tokenizer` (its own chat template), or a Jinja file."""
+    lora: Lora | None = None
+    """Adapters that are trained in the place of the decoder's own weights, for example `{rank: 8}`; or nothing."""
 
     @property
     def tokenizer_source(self) -> str:

@@ -15,15 +15,14 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from nanovlm.components import Schema, parse
 from nanovlm.errors import ConfigError
-from nanovlm.yaml_reader import missing, parse_yaml, read_yaml
-
-BUDGETS = ("steps", "samples", "epochs")
+from nanovlm.merging import BUDGETS, merge, names_first, override, spelled_out, split_override
+from nanovlm.yaml_reader import missing, read_yaml
 
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Named(Schema):
@@ -49,15 +48,10 @@ class NamedBenchmark(Named):
     """Ask only the first so many questions; 0 asks all."""
 
 
-def _spelled_out(value: Any) -> Any:
-    """A component may be just its name."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 def _choice(value: Any) -> Any:
     if not isinstance(value, str | dict | Named):
         raise ValueError(f"a component is its name, or a mapping with its name and options, not {value!r}")
-    return _spelled_out(value)
+    return spelled_out(value)
 
 
 ComponentChoice = Annotated[Named, BeforeValidator(_choice)]
@@ -90,12 +84,28 @@ class Data(Schema):
     """Decides splits and test items. The run's seed decides initial weights and sample order."""
 
 
-class LearningRates(Schema):
-    """Peak learning rates by component; 0 freezes it."""
+def _for_each_component(value: Any) -> Any:
+    """One number stands for all three."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return dict.fromkeys(LearningRates.model_fields, value) if is_number else value
 
-    projector: LearningRate = 2e-3
-    vision_encoder: LearningRate = 1e-4
-    language_decoder: LearningRate = 1e-4
+
+class LearningRates(Schema):
+    projector: Magnitude = 2e-3
+    vision_encoder: Magnitude = 1e-4
+    language_decoder: Magnitude = 1e-4
+
+
+class WeightDecays(Schema):
+    projector: Magnitude = 0.01
+    vision_encoder: Magnitude = 0.01
+    language_decoder: Magnitude = 0.01
+
+
+class FrozenUntil(Schema):
+    projector: Natural = 0
+    vision_encoder: Natural = 0
+    language_decoder: Natural = 0
 
 
 class Training(Schema):
@@ -103,14 +113,19 @@ class Training(Schema):
     """Budget in optimizer steps. Exactly one budget is set."""
     samples: Natural = 0
     """Budget in samples."""
-    epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    epochs: Magnitude = 0.0
     """Budget in passes over the training data."""
+    flops: Magnitude = 0.0
+    """Budget in floating point operations, forward and backward, judged by the run's first samples."""
     samples_per_step: Positive = 256
     tokens_per_row: Positive = 8192
     """The most tokens that are laid end to end in one row; a step's samples fill as many rows as they need."""
     images_per_row: Positive = 256
     """The most pictures in one row."""
-    learning_rate: LearningRates = LearningRates()
+    learning_rate: Annotated[LearningRates, BeforeValidator(_for_each_component)] = LearningRates()
+    """The peak, by component or one for all; 0 freezes a component."""
+    frozen_until_step: FrozenUntil = FrozenUntil()
+    """By component: it is frozen up to this step, and trained from there on."""
     warmup: Share = 0.03
     """The share of the steps over which the learning rate rises linearly from 0."""
     schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
@@ -119,15 +134,24 @@ class Training(Schema):
     """The share of the steps over which `warmup_stable_decay` falls in the end."""
     final_learning_rate: Share = 0.1
     """Where the learning rate ends, as a share of the peak; `constant` stays at the peak."""
-    weight_decay: LearningRate = 0.01
+    weight_decay: Annotated[WeightDecays, BeforeValidator(_for_each_component)] = WeightDecays()
+    """AdamW's, by component or one for all."""
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's moments."""
-    max_grad_norm: LearningRate = 0.0
+    max_grad_norm: Magnitude = 0.0
     """Clip the gradient to this norm; 0 does not clip."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """`auto` is bf16 where the hardware has it, fp16 with a gradient scaler on older GPUs, fp32 on CPU."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the components' blocks for training; `auto` does so on CUDA."""
+    gradient_checkpointing: bool = False
+    """Keep of each block its input only, and compute it again in the backward pass: a third more work, less memory."""
     log_every: Positive = 1
     """Write metrics after every so many steps."""
+
+    @property
+    def trained_roles(self) -> list[str]:
+        return [role for role, rate in self.learning_rate if rate > 0]
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -170,29 +194,12 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     name = tree.pop("name", file.stem)  # the run's name, which is no component's: the merge rules must not see it
     pairs = [split_override(text) for text in overrides]
     _refuse_two_budgets([keys for keys, _ in pairs])
-    for keys, value in _names_first(pairs):
+    for keys, value in names_first(pairs):
         if keys == ["name"]:
             name = value
         else:
             tree = override(tree, keys, value)
     return parse(Experiment, {"name": name} | tree, where="", also=("extends",))
-
-
-def _names_first(pairs: Iterable[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
-    """In the order given, but a component's name before its options: a new name drops the old one's."""
-    ordered: list[tuple[list[str], Any]] = []
-    for keys, value in pairs:
-        place = len(ordered)
-        if keys[-1] == "name" or isinstance(value, str):
-            component = keys[:-1] if keys[-1] == "name" else keys
-            options = (i for i, (other, _) in enumerate(ordered) if _is_option(other, component))
-            place = next(options, place)
-        ordered.insert(place, (keys, value))
-    return ordered
-
-
-def _is_option(keys: list[str], component: list[str]) -> bool:
-    return len(keys) > len(component) > 0 and keys[: len(component)] == component and keys[-1] != "name"
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -212,55 +219,6 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     below.pop("name", None)  # a run is named after its own file
     merged: dict[str, Any] = merge(below, tree)
     return merged
-
-
-def merge(base: Any, new: Any, above: str = "") -> Any:
-    """``new`` over ``base``, both at ``above``: mappings merge, all else replaces (see the top of this file)."""
-    if isinstance(base, str) and isinstance(new, dict) and "name" not in new:
-        base = _spelled_out(base)  # options for a component that was given by its name alone
-    elif isinstance(base, dict) and "name" in base and isinstance(new, str):
-        new = _spelled_out(new)
-    if not (isinstance(base, dict) and isinstance(new, dict)):
-        return new
-    if "name" in base and "name" in new and base["name"] != new["name"]:
-        return new
-    if above == "training." and any(key in new for key in BUDGETS):
-        base = {key: value for key, value in base.items() if key not in BUDGETS}
-    return base | {k: merge(base[k], value, f"{above}{k}.") if k in base else value for k, value in new.items()}
-
-
-def override(tree: Any, keys: Sequence[str], value: Any, above: str = "") -> Any:
-    """``tree``, which stands at ``above``, with ``value`` merged in at a dotted path; a list's entries go by index."""
-    key, *rest = keys
-    if isinstance(tree, list):
-        i = _index(key, tree, above, rest)
-        entry = override(tree[i], rest, value, f"{above}{key}.") if rest else merge(tree[i], value, f"{above}{key}.")
-        return [*tree[:i], entry, *tree[i + 1 :]]
-    below = _spelled_out(tree).get(key) if isinstance(tree, dict | str) else None
-    if rest:
-        if below is None:
-            below = [] if rest[0].isdecimal() else {}
-        value = override(below, rest, value, f"{above}{key}.")
-    return merge(tree, {key: value}, above)
-
-
-def _index(key: str, entries: list[Any], above: str, rest: Sequence[str]) -> int:
-    if key.isdecimal() and int(key) < len(entries):
-        return int(key)
-    whole = ".".join((above + key, *rest))
-    if not entries:
-        raise ConfigError(f"override {whole}: the list has no entries; write the whole: {above[:-1]}=[...]")
-    first = ".".join((above + "0", *([key] if not key.isdecimal() else []), *rest))
-    which = f"it has entries 0 to {len(entries) - 1}, as in {first}=..."
-    raise ConfigError(f"override {whole}: {key!r} is no entry of this list; {which}")
-
-
-def split_override(text: str) -> tuple[list[str], Any]:
-    path, equals, value = text.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override {text!r}: expected dotted.key=value, for example projector.factor=4")
-    return keys, parse_yaml(value, f"override {text!r}")
 
 
 def _refuse_two_budgets(paths: Iterable[list[str]]) -> None:

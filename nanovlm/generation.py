@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,13 @@ def generate(model: VisionLanguageModel, examples: Sequence[Example], max_new_to
 
 
 @torch.inference_mode()
-def generate_ids(model: VisionLanguageModel, row: PackedRow, max_new_tokens: int) -> list[list[int]]:
-    """The likeliest continuation of each of a row's samples, until all have stopped (past a stop ids mean nothing)."""
+def generate_ids(
+    model: VisionLanguageModel, row: PackedRow, max_new_tokens: int, stop_ids: Collection[int] | None = None
+) -> list[list[int]]:
+    """The likeliest continuation of each of a row's samples, until all have stopped (past a stop ids mean nothing).
+
+    By default the stop ids are the text format's; without any, the tokenizer is not needed.
+    """
     decoder, row = model.language_decoder, row.to(model.device)
     longest = int(row.segments.positions.max()) + 1 + max_new_tokens
     if longest > decoder.max_positions:
@@ -57,7 +62,8 @@ def generate_ids(model: VisionLanguageModel, row: PackedRow, max_new_tokens: int
             f"prompt and answer take up to {longest} tokens, the decoder at most {decoder.max_positions}; "
             "ask less, or lower max_new_tokens"
         )
-    stop_ids = torch.tensor(sorted(model.text.stop_ids), device=model.device)
+    stop_ids = model.text.stop_ids if stop_ids is None else stop_ids
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=model.device)
     stopped = torch.zeros(row.num_samples, dtype=torch.bool, device=model.device)
     generated = []
     with evaluating(model):
@@ -65,7 +71,7 @@ def generate_ids(model: VisionLanguageModel, row: PackedRow, max_new_tokens: int
         hidden = model.hidden(row, cache)[row.segments.last]  # (S, D)
         for _ in range(max_new_tokens):
             generated.append(decoder.logits(hidden).argmax(dim=-1))  # (S,)
-            stopped |= torch.isin(generated[-1], stop_ids)
+            stopped |= torch.isin(generated[-1], stops)
             if len(generated) == max_new_tokens or stopped.all():
                 break
             hidden = decoder(decoder.embed(generated[-1]), cache.next(), cache)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nanovlm.adapters import adapters, add_lora
 from nanovlm.blueprint import ROLES, Blueprint, collected, located
 from nanovlm.components import LanguageDecoder, VisionEncoder, device_of
 from nanovlm.data.conversation import TextFormat, load_text_format
@@ -39,6 +40,9 @@ class VisionLanguageModel(nn.Module):
             self.vision_encoder: VisionEncoder = blueprint.build_encoder()
         with seeded(seed, "language_decoder"):
             self.language_decoder: LanguageDecoder = blueprint.build_decoder()
+        if lora := getattr(blueprint.language_decoder.config, "lora", None):
+            with seeded(seed, "lora"), located("language_decoder"):
+                add_lora(self.language_decoder, lora)
         with seeded(seed, "projector"):
             self.projector = blueprint.build_projector(self.vision_encoder, self.language_decoder)
 
@@ -78,6 +82,7 @@ class VisionLanguageModel(nn.Module):
         if len(row.pixels) == 0:
             return x
         image_tokens = self.projector(self.encode(row.pixels)).flatten(0, 1)  # (B*M, D)
+        image_tokens = image_tokens[: len(row.image_slots)]  # without those of filling
         return x.index_copy(0, row.image_slots, image_tokens.to(x.dtype))
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -91,6 +96,18 @@ class VisionLanguageModel(nn.Module):
                 f"its {grid.height} x {grid.width} grid promises {expected}: does it add prefix tokens or drop patches?"
             )
         return patches
+
+    def trainable(self, role: str) -> list[nn.Parameter]:
+        """What of a component is trained where it is not frozen: all of it, but of a decoder with LoRA the adapters."""
+        component: nn.Module = getattr(self, role)
+        return adapters(component) or list(component.parameters())
+
+    def train_only(self, roles: Iterable[str]) -> None:
+        """Freeze everything but these components."""
+        self.requires_grad_(False)
+        for role in roles:
+            for parameter in self.trainable(role):
+                parameter.requires_grad_()
 
     def load_pretrained(self) -> None:
         """Load the weights that each component's ``weights`` names; what is missing without network, at once."""
@@ -139,5 +156,5 @@ class VisionLanguageModel(nn.Module):
         config = read_config(folder)
         blueprint = Blueprint.of(config, registries or load_plugins(), resolve=False)
         model = cls(blueprint, folder=folder)
-        load_weights(model, read_tensors(folder), source=str(folder))
+        load_weights(model, read_tensors(folder), source=str(folder), adapted=True)
         return model.to(device).eval()

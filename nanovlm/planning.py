@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, PackedRow, pack_row
 from nanovlm.errors import ConfigError
-from nanovlm.experiment import BUDGETS, Training
+from nanovlm.flops import count_flops
+from nanovlm.merging import BUDGETS
 from nanovlm.model import VisionLanguageModel
 from nanovlm.training.precision import DTYPES
 
@@ -66,9 +66,10 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Raises ConfigError for whatever cannot work: a projector that the grid does not suit, a sample too long, ..."""
     check_streams(recipe)
+    check_adapters(recipe)
     model = check_lengths(recipe)
     training, data = recipe.experiment.training, recipe.experiment.data
-    freeze(model, training)
+    model.train_only(training.trained_roles)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
         raise ConfigError("training.learning_rate: every component is frozen, so there is nothing to train")
@@ -108,6 +109,16 @@ def check_lengths(recipe: Recipe) -> VisionLanguageModel:
     return model
 
 
+def check_adapters(recipe: Recipe) -> None:
+    """A ConfigError for adapters (LoRA) that would never be trained."""
+    decoder = recipe.blueprint.language_decoder.config
+    if getattr(decoder, "lora", None) and not recipe.experiment.training.learning_rate.language_decoder:
+        raise ConfigError(
+            "training.learning_rate.language_decoder=0: the decoder's adapters would never be trained; "
+            "set the adapters' learning rate here, for example 1e-4, or leave language_decoder.lora out"
+        )
+
+
 def check_streams(recipe: Recipe) -> None:
     """``check_stream`` for each dataset that is one as its class says, or its option ``streaming``."""
     for d, part in enumerate(recipe.datasets):
@@ -134,20 +145,6 @@ def check_stream(recipe: Recipe, d: int) -> None:
             f"data.validation.limit=0: {what}, so all of its held-out samples cannot be awaited; "
             "set a limit, or data.validation.share=0"
         )
-
-
-def freeze(model: VisionLanguageModel, training: Training) -> None:
-    """A component whose learning rate is 0 is not trained."""
-    for role in ROLES:
-        getattr(model, role).requires_grad_(getattr(training.learning_rate, role) > 0)
-
-
-def count_flops(model: VisionLanguageModel, row: PackedRow) -> int:
-    """FLOPs of a forward and backward pass, both on ``meta``."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model(row.to("meta")).backward()
-    return counter.get_total_flops()
 
 
 def kept_bytes(model: VisionLanguageModel, row: PackedRow, precision: str = "fp32") -> int:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nanovlm.adapters import is_adapter, plain_name
 from nanovlm.components import Component
 from nanovlm.errors import CheckpointError
 from nanovlm.seeding import seeded
@@ -86,15 +87,17 @@ def load_weights(
     source: str,
     rename: Callable[[str], str] = str,
     ignored: Iterable[str] = (),
+    adapted: bool = False,
 ) -> None:
     """Copy ``tensors`` into ``module``, under the names that ``rename`` gives.
 
-    ``ignored`` are the prefixes (before renaming) of tensors that are knowingly left out. A CheckpointError lists
-    what is missing, unexpected or misshapen.
+    ``ignored`` are the prefixes (before renaming) of tensors that are knowingly left out. With ``adapted`` the module's
+    adapters (LoRA) are read, too: a saved model has them, a pretrained checkpoint knows nothing of them. A
+    CheckpointError lists what is missing, unexpected or misshapen.
     """
     ignored = tuple(ignored)
     state = {rename(name): tensor for name, tensor in tensors.items() if not name.startswith(ignored)}
-    own = tied_once(module)
+    own = {name: tensor for name, tensor in tied_once(module).items() if adapted or not is_adapter(name)}
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     misshapen = [
@@ -148,20 +151,23 @@ def quiet() -> Iterator[None]:
 
 
 def tied_once(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state by name, each tensor under its first name only (a tied head is the embedding again)."""
+    """A module's state by name, each tensor under its first name only (a tied head is the embedding again).
+
+    An adapted layer's weight keeps the name that it has without an adapter.
+    """
     seen: set[int] = set()
     own: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            own[name] = tensor
+            own[plain_name(name)] = tensor
     return own
 
 
 def repeated(module: nn.Module) -> dict[str, str]:
     """The names under which a module's state holds a tensor once more (a tied head), each with that tensor's first."""
     first = {id(tensor): name for name, tensor in tied_once(module).items()}
-    state = {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
+    state = {plain_name(name): first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
     return {name: own for name, own in state.items() if name != own}
 
 

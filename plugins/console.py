@@ -29,6 +29,8 @@ class Console(Tracker):
         where = f"on {facts['device']} in {facts['precision']}"
         self.say(f"{self.run.name}: {parts}, {facts['parameters']:,} parameters, {where}")
         self.say(f"run folder: {facts['run']}")
+        for note in facts.get("notes", ()):
+            self.say(note)
         if self.terminal.is_terminal:
             columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
             self.progress = Progress(*columns, console=self.terminal)
@@ -39,7 +41,8 @@ class Console(Tracker):
         step = int(metrics["step"])
         loss = metrics.get("loss", math.nan)
         samples, tokens = (per_second(metrics[f"{what}_per_second"]) for what in ("samples", "tokens"))
-        figures = f"loss {loss:.3f}  {samples} samples/s  {tokens} tokens/s"
+        utilisation = f"  {metrics['mfu']:.0%} of the GPU's FLOPs" if "mfu" in metrics else ""
+        figures = f"loss {loss:.3f}  {samples} samples/s  {tokens} tokens/s{utilisation}"
         if self.progress:
             self.progress.update(self.task, completed=step, figures=figures)
         elif step == self.total or step % max(1, self.total // LINES) == 0:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm import ConfigError, LanguageDecoder, Segments, TextConfig, hookimpl, unknown
-from nanovlm.attention import KVCache
 from nanovlm.borrowed import (
     check_architecture,
     check_keys,
@@ -35,6 +34,7 @@ from nanovlm.components import device_of
 from nanovlm.errors import summary
 from nanovlm.generation import evaluating
 from nanovlm.hub import WEIGHTS, fetch
+from nanovlm.kv_cache import KVCache
 from nanovlm.weights import check_tied, load_weights, read_tensors, repeated, translated
 
 # Their architecture is the default below: planning them needs no network.

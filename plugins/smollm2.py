@@ -12,9 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nanovlm import CheckpointError, ConfigError, LanguageDecoder, TextConfig, hookimpl
-from nanovlm.attention import KVCache, Segments, attention, rotary_table, rotate
+from nanovlm.attention import Segments, attention, suits_flash
 from nanovlm.components import Schema, parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
+from nanovlm.kv_cache import KVCache
+from nanovlm.rotary import rotary_table, rotate
 from nanovlm.weights import check_tied, differing, load_weights, read_checkpoint_config, read_tensors
 
 Positive = Annotated[int, Field(ge=1)]
@@ -112,6 +114,7 @@ class SmolLM2(LanguageDecoder):
         self.config = config
         self.dim = config.hidden_size
         self.max_positions = config.max_position_embeddings
+        self.varlen = suits_flash(config.width_of_head)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -192,7 +195,9 @@ class Attention(nn.Module):
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.query, self.key, self.value)
         )  # (T, heads, d)
-        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, segments, cache, self.layer)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        # Only with a cache is the layer's number read: blocks that differ in it could not share a compiled graph.
+        attended = attention(q, k, v, segments) if cache is None else cache.attention(self.layer, q, k, v, segments)
         return self.output(attended.flatten(1))  # (T, D)
 
 

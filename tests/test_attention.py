@@ -1,10 +1,20 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from nanovlm.attention import GROUP_MIN_LENGTH, GROUP_WASTE, KVCache, Segments, attention, rotary_table, rotate
+from nanovlm.attention import (
+    GROUP_MIN_LENGTH,
+    GROUP_WASTE,
+    Segments,
+    attention,
+    suits_flash,
+    varlen_obstacle,
+)
+from nanovlm.kv_cache import KVCache
+from nanovlm.rotary import rotary_table, rotate
 
 HEADS = [(4, 4), (4, 2), (6, 1), (9, 3)]  # of queries, of keys and values
 
@@ -104,7 +114,7 @@ def test_cached_attention_equals_attention_to_all_that_came_before(heads):
         taken = [slice(0, n) if step == 0 else slice(n + step - 1, n + step) for n in prompts]
         now = [torch.cat([part[s] for part, s in zip(parts, taken, strict=True)]) for parts in whole]
         expected = torch.cat([part[s] for part, s in zip(reference, taken, strict=True)])
-        torch.testing.assert_close(attention(*now, segments, cache), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(cache.attention(0, *now, segments), expected, rtol=1e-9, atol=1e-11)
         cache.advance(segments)
         segments = cache.next()
     assert cache.lengths.tolist() == ends
@@ -123,3 +133,58 @@ def test_rotary_positions_equal_transformers(theta):
     cos, sin = (table[positions, None] for table in rotary_table(16, 64, theta))
     for mine, reference in zip((q, k), expected, strict=True):
         torch.testing.assert_close(rotate(mine, cos, sin), reference[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def plain_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
+    """What flash attention's kernel does, which no CPU has: as its documentation says it."""
+    assert (cu_seq_q is cu_seq_k, max_q == max_k, tuple(window_size)) == (True, True, (-1, 0))
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    assert cu_seq_q.dtype == torch.int32
+    lengths = cu_seq_q.diff().tolist()
+    assert max(lengths) <= max_q
+    assert sum(lengths) == len(q)  # what lies past the last segment the kernel leaves uninitialised
+    return plain_attention(q, k, v, lengths)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["grouped", "repeated"])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("lengths", [*LENGTHS[:6], [3, 0, 2, 0, 0]], ids=str)
+def test_varlen_attention_gets_what_its_kernel_needs(monkeypatch, lengths, heads, native):
+    monkeypatch.setattr("nanovlm.attention.varlen_attn", plain_varlen)
+    monkeypatch.setattr("nanovlm.attention.NATIVE_GROUPS", native)
+    qkv, segments = random_qkv(sum(lengths), *heads), Segments.of(lengths, longest=128)
+    assert not segments.groups
+    torch.testing.assert_close(attention(*qkv, segments), plain_attention(*qkv, lengths), rtol=1e-9, atol=1e-11)
+
+
+def test_torch_takes_our_call_of_its_kernel():
+    """Traced on a GPU that is not there: the names of the options, and the shapes."""
+    segments = Segments.of([30, 10, 0], longest=128)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        segments = segments.map(lambda tensor: torch.empty_like(tensor, device="cuda"))
+        q, k, v = (torch.empty(40, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (9, 3, 3))
+        q.requires_grad_()
+        attended = attention(q, k, v, segments)
+        assert (attended.shape, attended.dtype, attended.device.type) == (q.shape, q.dtype, "cuda")
+        assert attended.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "said"),
+    [
+        ("cpu", torch.bfloat16, (9, 0), "cpu has no kernel for it"),
+        ("mps", torch.float16, (9, 0), "mps has no kernel for it"),
+        ("cuda", torch.float32, (9, 0), "it needs half precision"),
+        ("cuda", torch.float16, (7, 5), "it needs compute capability 8.0, and this GPU has 7.5"),
+        ("cuda", torch.bfloat16, (8, 0), ""),
+        ("cuda", torch.float16, (9, 0), ""),
+    ],
+)
+def test_what_stands_in_the_way_of_varlen_attention(monkeypatch, device, dtype, capability, said):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert varlen_obstacle(torch.device(device), dtype) == said
+
+
+@pytest.mark.parametrize(("width", "suits"), [(64, True), (8, True), (256, True), (264, False), (12, False)])
+def test_heads_that_suit_flash_attention(width, suits):
+    assert suits_flash(width) == suits

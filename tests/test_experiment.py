@@ -267,9 +267,8 @@ def test_an_override_that_is_not_yaml_is_quoted(error):
 
 def test_two_budgets_in_overrides_are_an_error(error):
     message = error("training.steps=3", "seed=1", "training.samples=4")
-    assert (
-        message == "overrides: exactly one budget out of steps, samples, epochs must be set; samples and steps are set"
-    )
+    budgets = "steps, samples, epochs, flops"
+    assert message == f"overrides: exactly one budget out of {budgets} must be set; samples and steps are set"
 
 
 def test_a_number_needs_no_point(load):

@@ -37,7 +37,7 @@ def error(error_of):
 def test_a_file_has_exactly_one_budget(error_of, training, what):
     text = BASE[: BASE.index("training:")] + f"training: {training}"
     message = error_of(text)
-    assert message == f"training: exactly one budget out of steps, samples, epochs must be set; {what}"
+    assert message == f"training: exactly one budget out of steps, samples, epochs, flops must be set; {what}"
 
 
 @pytest.mark.parametrize(

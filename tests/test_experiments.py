@@ -82,7 +82,7 @@ def test_the_baseline_is_the_seeds_recipe():
     training, data = recipe["training"], recipe["data"]
     assert (training["epochs"], training["samples_per_step"], training["precision"]) == (5, 256, "bf16")
     assert (training["warmup"], training["final_learning_rate"]) == (0.03, 0.1)
-    assert (training["weight_decay"], training["max_grad_norm"]) == (0.01, 0)
+    assert (training["weight_decay"], training["max_grad_norm"]) == (dict.fromkeys(ROLES, 0.01), 0)
     assert training["learning_rate"] == {"projector": 2e-3, "vision_encoder": 1e-4, "language_decoder": 1e-4}
     assert (data["turns"], data["max_text_tokens"], data["max_images"]) == ("first", 79, 1)
     assert len(data["train"][0]["subsets"]) == 45

@@ -7,7 +7,7 @@ import time
 import pytest
 from tiny import QUICKSTART
 
-HEAVY = ("transformers", "timm", "datasets", "wandb")
+HEAVY = ("transformers", "timm", "datasets", "wandb", "peft")
 
 REFUSING = f"""
 import sys

@@ -12,7 +12,8 @@ from nanovlm import ConfigError, load_experiment, load_plugins
 from nanovlm.blueprint import Recipe
 from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, pack_row
-from nanovlm.planning import Download, Plan, count_flops, freeze, kept_bytes, plan
+from nanovlm.flops import count_flops
+from nanovlm.planning import Download, Plan, kept_bytes, plan
 
 ROOT = Path(__file__).parents[1]
 MILLION = 10**6
@@ -71,7 +72,7 @@ def test_a_frozen_encoder_takes_no_backward_pass():
         overrides = ["training.learning_rate.vision_encoder=0"] if frozen else []
         with torch.device("meta"):
             model = tiny_model(*overrides)
-        freeze(model, tiny_recipe(*overrides).experiment.training)
+        model.train_only(tiny_recipe(*overrides).experiment.training.trained_roles)
         flops[frozen] = count_flops(model, row)
     patches = 16 * len(row.pixels)
     layer = 2 * patches * (4 * 16**2 + 2 * 16 * 32) + 4 * patches * 16 * 16  # forward
@@ -103,7 +104,7 @@ def really_kept(model, row, precision: str) -> int:
 def test_what_is_kept_for_the_backward_pass_is_what_a_real_one_keeps(precision, frozen):
     recipe = tiny_recipe(*(["training.learning_rate.vision_encoder=0"] if frozen else []))
     model = tiny_model()
-    freeze(model, recipe.experiment.training)
+    model.train_only(recipe.experiment.training.trained_roles)
     row = full_row(model)
     measured = really_kept(model, row, precision)
     assert kept_bytes(model, row, precision) == pytest.approx(measured, rel=0.01)

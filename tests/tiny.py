@@ -53,7 +53,7 @@ def _not_about(overrides: tuple[str, ...], sizes: tuple[str, ...]) -> list[str]:
     keys = [text.partition("=")[0] for text in overrides]
     renamed = [key.removesuffix("name") for key in keys if key.endswith(".name")]
     replaced = [f"{key}." for key in keys]
-    budget = any(key in ("training.samples", "training.epochs") for key in keys)
+    budget = any(key in ("training.samples", "training.epochs", "training.flops") for key in keys)
 
     def stands(size: str) -> bool:
         key = size.partition("=")[0]

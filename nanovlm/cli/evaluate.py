@@ -12,8 +12,9 @@ from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles
 from nanovlm.components import parse
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
-from nanovlm.experiment import Experiment, NamedBenchmark, load_experiment, override, split_override
+from nanovlm.experiment import Experiment, NamedBenchmark, load_experiment
 from nanovlm.hub import CONFIG, fetch
+from nanovlm.merging import override, split_override
 from nanovlm.model import VisionLanguageModel
 from nanovlm.model_folder import read_config
 from nanovlm.plugins import load_plugins

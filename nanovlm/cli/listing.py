@@ -3,16 +3,16 @@
 import json
 import re
 import sys
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from nanovlm.cli.options import AsJson, PluginFiles
-from nanovlm.components import ComponentConfig
 from nanovlm.errors import ConfigError, unknown
 from nanovlm.plugins import Registries, load_plugins
 from nanovlm.registry import Entry, Registry
@@ -65,19 +65,25 @@ def doc(entry: Entry) -> str:
     return next(iter(own.strip().splitlines()), "")
 
 
-def options(config: type[ComponentConfig]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "type": spelled(field.annotation),
-            "required": field.is_required(),
-            "default": None
-            if field.is_required()
-            else to_jsonable_python(field.get_default(call_default_factory=True)),
-            "doc": " ".join((field.description or "").split()),
-        }
-        for name, field in config.model_fields.items()
-    ]
+def options(config: type[BaseModel], above: str = "") -> list[dict[str, Any]]:
+    """An option that is a mapping of others (``lora``) is followed by those, each with its path (``lora.rank``)."""
+    found = []
+    for name, field in config.model_fields.items():
+        found.append(
+            {
+                "name": above + name,
+                "type": spelled(field.annotation),
+                "required": field.is_required(),
+                "default": None
+                if field.is_required()
+                else to_jsonable_python(field.get_default(call_default_factory=True)),
+                "doc": " ".join((field.description or "").split()),
+            }
+        )
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found += options(inner, f"{above}{name}.")
+    return found
 
 
 def spelled(annotation: Any) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from nanovlm.cli.evaluate import described
 from nanovlm.cli.options import ExperimentFile, Overrides, PluginFiles
-from nanovlm.data.loader import describe
+from nanovlm.data.tally import describe
 from nanovlm.experiment import load_experiment
 from nanovlm.training.clock import per_second
 from nanovlm.training.launch import train

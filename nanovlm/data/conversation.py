@@ -69,6 +69,7 @@ class TextFormat:
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
         self.tokenizer = tokenizer
         self.template = read_template(template) or _own_template(tokenizer)
+        self._written: dict[int, list[str]] = {}  # by the template, for each number of messages
         # A chat's marks are often special without being the tokenizer's beginning, end or the like.
         marks = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
         specials = sorted({*tokenizer.all_special_ids, *marks}, key=lambda i: (-len(tokenizer.decode([i])), i))
@@ -120,25 +121,34 @@ class TextFormat:
     def _render(self, turns: Sequence[Turn], num_images: int, marked: bool) -> list[Piece]:
         """The conversation in pieces; neighbouring plain text of one kind is one piece, and tokenised together."""
         words = [text for turn in turns for text in (turn.user, turn.assistant)]
-        roles = ("user", "assistant")
-        messages = [{"role": roles[i % 2], "content": f"\ue000{i}\ue001"} for i in range(len(words))]
-        rendered = self._apply(messages)
-        parts = _MARK.split(rendered)  # template, message, template, message, ..., template
-        if [int(i) for i in parts[1::2]] != list(range(len(words))):
-            raise ConfigError(
-                "the template leaves out or reorders messages, so what the assistant says cannot be found"
-            )
+        written = self._around(len(words))
         pieces = [Piece("", image=True)] * (0 if marked else num_images)
         for i, content in enumerate(words):
-            is_answer = roles[i % 2] == "assistant"
-            opening, answer_follows = parts[2 * i], is_answer
-            if answer_follows:  # the space before an answer belongs to the answer
+            is_answer = i % 2 == 1
+            opening = written[i]
+            if is_answer:  # the space before an answer belongs to the answer
                 stripped = opening.rstrip(" ")
                 opening, content = stripped, opening[len(stripped) :] + content
             pieces += self._template_pieces(opening, after_answer=i > 0 and not is_answer)
             pieces += [Piece(content, True)] if is_answer else _user_pieces(content, marked)
-        pieces += self._template_pieces(parts[-1], after_answer=True)
+        pieces += self._template_pieces(written[-1], after_answer=True)
         return list(_joined(pieces))
+
+    def _around(self, num_messages: int) -> list[str]:
+        """What the template writes before each of so many messages, and behind the last.
+
+        No word of the data is rendered, so it is the same for all conversations of that length, and rendered once.
+        """
+        if num_messages not in self._written:
+            roles = ("user", "assistant")
+            messages = [{"role": roles[i % 2], "content": f"\ue000{i}\ue001"} for i in range(num_messages)]
+            parts = _MARK.split(self._apply(messages))  # template, message, template, message, ..., template
+            if [int(i) for i in parts[1::2]] != list(range(num_messages)):
+                raise ConfigError(
+                    "the template leaves out or reorders messages, so what the assistant says cannot be found"
+                )
+            self._written[num_messages] = parts[::2]
+        return self._written[num_messages]
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
         """The rendered conversation; ConfigError for whatever the template stumbles over."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -17,11 +18,23 @@ MAX_PIXELS = 64_000_000  # a decoded picture takes three bytes a pixel, or more,
 
 
 def to_tensor(source: ImageSource, spec: ImageSpec) -> Tensor:
-    """(3, size, size) uint8 of a path, encoded bytes or a Pillow image; SkipSample if it cannot be read."""
-    image = open_image(source).resize((spec.size, spec.size), Image.Resampling[spec.resample.upper()])
-    return (
-        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(spec.size, spec.size, 3).permute(2, 0, 1)
-    )
+    """(3, size, size) uint8 of a path, encoded bytes or a Pillow image; SkipSample if it cannot be read.
+
+    A JPEG is decoded in full: decoded at half the size (``Image.draft``), a photograph of 640 x 480 pixels would be off
+    by 0.5 to 2.6/255 in the mean at 224, a page of text by 7.5/255.
+    """
+    image, size = open_image(source), (spec.size, spec.size)
+    if spec.resample in ("bilinear", "bicubic"):
+        # Pillow's filters in a fifth of its time, off by 1/255 in one value of two hundred (Pillow 12; 13 resizes some
+        # upright pictures in the other order, which clips elsewhere: by up to 6/255 in photographs).
+        pixels = _pixels(image)[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
+        return F.interpolate(pixels, size, mode=spec.resample, antialias=True)[0].contiguous()
+    return _pixels(image.resize(size, Image.Resampling[spec.resample.upper()])).permute(2, 0, 1).contiguous()
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(H, W, 3) uint8."""
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
 
 
 def stack_images(sources: Sequence[ImageSource], spec: ImageSpec) -> Tensor:
@@ -37,7 +50,11 @@ def open_image(source: ImageSource) -> Image.Image:
         image = source if isinstance(source, Image.Image) else Image.open(_file(source))
         if image.width * image.height > MAX_PIXELS:
             raise SkipSample("picture too large")
-        return _rgb(ImageOps.exif_transpose(image))
+        if image is source:  # the dataset's own picture stays as it is
+            image = ImageOps.exif_transpose(image)
+        else:
+            ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
     except SkipSample:
         raise
     except FileNotFoundError:
@@ -63,4 +80,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # Pillow would copy it

@@ -14,6 +14,7 @@ from typing import Any
 from nanovlm.blueprint import located
 from nanovlm.components import ImageSpec, Sample
 from nanovlm.data.conversation import TextFormat
+from nanovlm.data.filling import Filling
 from nanovlm.data.images import stack_images
 from nanovlm.data.mixture import Member, Mixture
 from nanovlm.data.packing import Example, PackedRow, pack
@@ -65,31 +66,14 @@ class Step:
         return replace(self, rows=[row.pin_memory() for row in self.rows])
 
 
-def wholly_skipped(tally: Counter[tuple[str, str]]) -> list[str]:
-    """A sentence for each dataset or subset that came up in a run without one sample that could be used."""
-    reasons: dict[str, Counter[str]] = {}
-    for (place, reason), count in tally.items():
-        reasons.setdefault(place, Counter())[reason] += count
-    return [
-        f"{place}: all {found.total()} of its samples that came up were skipped ({describe(found)})"
-        for place, found in sorted(reasons.items())
-        if not found[""]
-    ]
-
-
-def describe(counts: Counter[str]) -> str:
-    """Counts by reason in words, the most frequent first."""
-    found = sorted((-count, reason) for reason, count in counts.items() if count)
-    return ", ".join(f"{-count} {reason}" for count, reason in found) or "none"
-
-
 @dataclass(frozen=True)
 class Packing:
-    """How examples become rows: M image tokens a picture, and the bounds of a row."""
+    """How examples become rows: M image tokens a picture, the bounds of a row, and what it is filled up to."""
 
     num_image_tokens: int
     tokens_per_row: int
     images_per_row: int
+    filling: Filling | None = None
 
     def step(self, members: Iterable[Member], prepare: Preparation) -> Step:
         """Read, prepare and pack samples; one that cannot be used makes the step smaller and is counted.
@@ -108,8 +92,11 @@ class Packing:
                 reason = skip.reason
                 step.skipped[reason] += 1
             step.tally[member.origin, reason] += 1
-        step.rows = pack(examples, self.num_image_tokens, self.tokens_per_row, self.images_per_row)
+        step.rows = self.rows(examples)
         return step
+
+    def rows(self, examples: Iterable[Example]) -> list[PackedRow]:
+        return pack(examples, self.num_image_tokens, self.tokens_per_row, self.images_per_row, self.filling)
 
 
 class Steps:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanovlm.attention import Segments
 from nanovlm.data.conversation import Tokens
+from nanovlm.data.filling import Filling
 
 IGNORED = -100  # the target of a position that teaches nothing, as in torch's cross entropy
 
@@ -32,6 +33,7 @@ class PackedRow:
     image_slots (B*M,) int64: the positions that the image tokens take, in order
     target_slots (number of targets,) int64: the positions that have a target
     segments: where each sample begins and ends
+    num_samples, num_tokens, num_images: without filling, with which T and B can be more (see filling.py)
     """
 
     token_ids: Tensor
@@ -40,18 +42,18 @@ class PackedRow:
     image_slots: Tensor
     target_slots: Tensor
     segments: Segments
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids)
+    num_samples: int
+    num_tokens: int
+    num_images: int
 
     @property
     def num_targets(self) -> int:
         return len(self.target_slots)
 
     @property
-    def num_samples(self) -> int:
-        return len(self.segments.cu_seqlens) - 1
+    def lengths(self) -> Tensor:
+        """(S,): the samples' numbers of tokens."""
+        return self.segments.cu_seqlens.diff()[: self.num_samples]
 
     def map(self, move: Callable[[Tensor], Tensor]) -> PackedRow:
         """The same row with ``move`` applied to every tensor."""
@@ -73,7 +75,11 @@ class PackedRow:
 
 
 def pack(
-    examples: Iterable[Example], num_image_tokens: int, tokens_per_row: int, images_per_row: int
+    examples: Iterable[Example],
+    num_image_tokens: int,
+    tokens_per_row: int,
+    images_per_row: int,
+    filling: Filling | None = None,
 ) -> list[PackedRow]:
     """Examples in their order, in as few rows as that order allows (M = ``num_image_tokens`` positions a picture)."""
     rows: list[list[Example]] = []
@@ -87,11 +93,11 @@ def pack(
         rows[-1].append(example)
         tokens += length
         images += len(example.pixels)
-    return [pack_row(row, num_image_tokens) for row in rows]
+    return [pack_row(row, num_image_tokens, filling) for row in rows]
 
 
-def pack_row(examples: Sequence[Example], num_image_tokens: int) -> PackedRow:
-    """All of ``examples`` in one row."""
+def pack_row(examples: Sequence[Example], num_image_tokens: int, filling: Filling | None = None) -> PackedRow:
+    """All of ``examples`` in one row, filled up if need be."""
     token_ids: list[int] = []
     targets: list[int] = []
     image_slots: list[int] = []
@@ -104,13 +110,24 @@ def pack_row(examples: Sequence[Example], num_image_tokens: int) -> PackedRow:
             IGNORED
         ]
         lengths.append(len(ids))
+    pixels = [example.pixels for example in examples]
+    num_tokens, num_images, longest = len(token_ids), sum(map(len, pixels)), 0
+    if filling:
+        missing = filling.missing(num_tokens)
+        token_ids += [0] * missing
+        targets += [IGNORED] * missing
+        lengths, longest = filling.segments(lengths, missing), filling.longest if filling.varlen else 0
+        pixels.append(pixels[0].new_zeros(filling.images(num_images), *pixels[0].shape[1:]))
     return PackedRow(
         token_ids=torch.tensor(token_ids),
         targets=torch.tensor(targets),
-        pixels=torch.cat([example.pixels for example in examples]),
+        pixels=torch.cat(pixels),
         image_slots=torch.tensor(image_slots, dtype=torch.int64),
         target_slots=torch.tensor([t for t, target in enumerate(targets) if target != IGNORED], dtype=torch.int64),
-        segments=Segments.of(lengths),
+        segments=Segments.of(lengths, longest),
+        num_samples=len(examples),
+        num_tokens=num_tokens,
+        num_images=num_images,
     )
 
 

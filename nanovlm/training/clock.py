@@ -1,21 +1,40 @@
-"""How long a run has trained, how long it has waited for data, and how much memory it took."""
+"""How long a run has trained, how long it has waited for data, and what it did in that time."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
+from collections import deque
+from typing import NamedTuple
 
-import torch
+WINDOW = 20  # steps that the live rates are of: the first ones, which compile, must not count for ever
+
+
+class Totals(NamedTuple):
+    """Since a run began, evaluations left out."""
+
+    seconds: float
+    waited: float
+    samples: int
+    tokens: int
+    flops: float
+
+
+START = Totals(0, 0, 0, 0, 0)
 
 
 class Clock:
-    """Seconds of training, without evaluations, and what was done in them."""
+    """Seconds of training, without evaluations, and what was done in them.
 
-    def __init__(self) -> None:
+    peak: the FLOPs a second that the device can do, if known.
+    """
+
+    def __init__(self, peak: float | None = None) -> None:
         self.start = time.perf_counter()
+        self.peak = peak
         self.waited = self.paused = 0.0
         self.samples = self.tokens = 0
+        self.flops = 0.0
+        self.recent = deque([self.totals()], maxlen=WINDOW + 1)
 
     def waiting(self) -> Stopwatch:
         """Time that the trainer spends waiting for data."""
@@ -29,12 +48,28 @@ class Clock:
     def seconds(self) -> float:
         return max(1e-9, self.wall_seconds - self.paused)
 
-    def rates(self) -> dict[str, float]:
+    def totals(self) -> Totals:
+        return Totals(self.seconds, self.waited, self.samples, self.tokens, self.flops)
+
+    def step_finished(self) -> dict[str, float]:
+        """The rates of the last steps."""
+        self.recent.append(self.totals())
+        return self.rates(self.recent[0])
+
+    def rates(self, since: Totals = START) -> dict[str, float]:
+        """What was done a second, and the share of the time that was spent waiting for data.
+
+        ``mfu`` is the model FLOPs utilisation, of 1; only where the FLOPs of the model and of the device are known.
+        """
+        now = self.totals()
+        seconds = max(1e-9, now.seconds - since.seconds)
+        flops = (now.flops - since.flops) / seconds
         return {
-            "samples": self.samples,
-            "samples_per_second": self.samples / self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
-            "data_wait": self.waited / self.seconds,
+            "samples": now.samples,
+            "samples_per_second": (now.samples - since.samples) / seconds,
+            "tokens_per_second": (now.tokens - since.tokens) / seconds,
+            "data_wait": (now.waited - since.waited) / seconds,
+            **({"mfu": flops / self.peak} if self.peak and flops else {}),
         }
 
     @property
@@ -59,11 +94,3 @@ class Stopwatch:
 def per_second(rate: float) -> str:
     """A rate in words: whole, and of a slow run with its tenths."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's where there is one, else this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

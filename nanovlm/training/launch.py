@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from nanovlm.attention import varlen_obstacle
 from nanovlm.blueprint import Recipe, collected, open_benchmark, open_dataset
+from nanovlm.data.filling import Filling
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Steps
 from nanovlm.data.mixture import Mixture
 from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps
+from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Questions, numbered
 from nanovlm.experiment import Experiment
+from nanovlm.flops import Cost
 from nanovlm.hub import Unreachable
 from nanovlm.model import VisionLanguageModel
-from nanovlm.planning import check_lengths, check_stream, check_streams
+from nanovlm.planning import check_adapters, check_lengths, check_stream, check_streams
 from nanovlm.plugins import load_plugins
 from nanovlm.seeding import seeded
-from nanovlm.training.precision import choose_device
+from nanovlm.training.blocks import compiles
+from nanovlm.training.precision import Precision, choose_device
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import MetricsLog, Trackers
 from nanovlm.training.trainer import Parts, Trainer
+
+BY_NUMBER: tuple[Any, Any] = Steps, HeldOut
+STREAMED: tuple[Any, Any] = StreamedSteps, StreamedHeldOut
+JUDGED_SAMPLES = 256  # whose mean cost decides how many samples a budget of FLOPs pays for
 
 
 def train(
@@ -34,15 +44,17 @@ def train(
     """
     recipe = Recipe.of(experiment, load_plugins(plugin_files))
     check_streams(recipe)
-    check_lengths(recipe)
+    check_adapters(recipe)
+    cost = lru_cache(partial(Cost.of, check_lengths(recipe)))
     device = choose_device(experiment.device)
     model, mixture, benchmarks = open_everything(recipe)
+    model.to(device)
     steps, held_out = lay_out_steps(recipe, model, mixture)
     run = Run.create(recipe, run_dir)
     run.record_provenance(recipe, model, data_order=fingerprint_order(mixture, steps))
     named = [part.cls(part.config, run) for part in recipe.trackers]
     trackers = Trackers([MetricsLog(MetricsLog.Config(), run), *named])
-    parts = Parts(experiment, model.to(device), steps, held_out, benchmarks, trackers, run, recipe.registries.files)
+    parts = Parts(experiment, model, steps, held_out, benchmarks, trackers, run, cost, recipe.registries.files)
     with seeded(experiment.seed, "training"):  # dropout and the like; the caller's generator stays untouched
         summary = Trainer(parts).train()
     return summary | {"run": str(run.folder)}
@@ -83,17 +95,42 @@ def open_benchmarks(recipe: Recipe) -> list[Questions]:
 
 
 def lay_out_steps(recipe: Recipe, model: VisionLanguageModel, mixture: Mixture | Stream) -> tuple[Steps, HeldOut]:
-    """What each step trains on, and what is validated on."""
-    config, data = recipe.experiment.training, recipe.experiment.data
-    prepare = Preparation(model.text, model.vision_encoder.image, data)
-    packing = Packing(model.num_image_tokens, config.tokens_per_row, config.images_per_row)
+    """What each step trains on, and what is validated on. The model is on its device already."""
+    config = recipe.experiment.training
+    new_steps, new_held_out = STREAMED if isinstance(mixture, Stream) else BY_NUMBER
+    prepare = Preparation(model.text, model.vision_encoder.image, recipe.experiment.data)
+    common = mixture, prepare, choose_packing(recipe, model), config.samples_per_step
     samples = config.samples or config.steps * config.samples_per_step
-    if isinstance(mixture, Stream):
-        streamed = StreamedSteps(mixture, prepare, packing, config.samples_per_step, samples)
-        return streamed, StreamedHeldOut(mixture, prepare, packing, config.samples_per_step)
-    samples = samples or math.ceil(config.epochs * mixture.epoch_size)
-    steps = Steps(mixture, prepare, packing, config.samples_per_step, samples)
-    return steps, HeldOut(mixture, prepare, packing, config.samples_per_step)
+    if isinstance(mixture, Mixture) and config.epochs:
+        samples = math.ceil(config.epochs * mixture.epoch_size)
+    elif config.flops:
+        samples = affordable(config.flops, recipe, new_steps(*common, JUDGED_SAMPLES))
+    return new_steps(*common, samples), new_held_out(*common)
+
+
+def choose_packing(recipe: Recipe, model: VisionLanguageModel) -> Packing:
+    """How samples become rows: filled up where compiled graphs, or varlen attention, profit by it."""
+    config, data, decoder = recipe.experiment.training, recipe.experiment.data, model.language_decoder
+    filling = None
+    varlen = not varlen_obstacle(model.device, Precision(config.precision, model.device).dtype)
+    if decoder.varlen and (varlen or compiles(config, model.device)):
+        longest = data.max_text_tokens + data.max_images * model.num_image_tokens
+        filling = Filling.of(config.tokens_per_row, config.samples_per_step, longest, varlen)
+    return Packing(model.num_image_tokens, config.tokens_per_row, config.images_per_row, filling)
+
+
+def affordable(flops: float, recipe: Recipe, first: Steps) -> int:
+    """How many samples a budget pays for if all cost as much as the ``first``; ConfigError if not one."""
+    cost = Cost.of(check_lengths(recipe), recipe.experiment.training.trained_roles)
+    tasks = iter(first.tasks())
+    try:
+        a_sample = cost.of_rows(row for task in tasks for row in first[task].rows) / first.samples
+    finally:
+        if isinstance(tasks, Generator):
+            tasks.close()  # a stream is being read
+    if flops < a_sample:
+        raise ConfigError(f"training.flops={flops:g}: one sample costs about {a_sample:.1e}; raise it")
+    return int(flops / a_sample)
 
 
 def fingerprint_order(mixture: Mixture | Stream, steps: Steps) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanovlm.blueprint import ROLES
 from nanovlm.errors import ConfigError
 from nanovlm.experiment import Training
 from nanovlm.model import VisionLanguageModel
@@ -16,32 +15,48 @@ from nanovlm.training.schedule import schedule
 class Optimizer:
     """One update a step: unscale, clip, AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101), next learning rate.
 
-    A component with learning rate 0 is frozen: it gets no gradient, and its forward pass keeps nothing for one. An
-    update whose gradient is no finite number is lost: the weights and AdamW's moments stay as they are. ``lost`` counts
-    those, and ``lost_in_a_row`` the last ones; both are on the device, which is not waited for.
+    A component with learning rate 0 is frozen: it gets no gradient, and its forward pass keeps nothing for one. So is
+    another one up to its ``frozen_until_step``. An update whose gradient is no finite number is lost: the weights and
+    AdamW's moments stay as they are. ``lost`` counts those, and ``lost_in_a_row`` the last ones; both are on the
+    device, which is not waited for.
     """
 
     def __init__(self, model: VisionLanguageModel, config: Training, total_steps: int, precision: Precision) -> None:
         self.config, self.total_steps, self.scaler = config, total_steps, precision.scaler
         self.step_number = 0
-        groups = []
-        for role in ROLES:
-            module, peak = getattr(model, role), getattr(config.learning_rate, role)
-            module.requires_grad_(peak > 0)
-            parameters = list(module.parameters())
-            if peak > 0 and parameters:
-                groups.append({"params": parameters, "role": role, "peak": peak})
-        if not groups:
-            raise ConfigError("training.learning_rate: every component is frozen, so there is nothing to train")
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        model.train_only(config.trained_roles)
+        self.groups = {role: found for role in config.trained_roles if (found := model.trainable(role))}
+        self._check_groups()
+        options = [
+            {"params": parameters, "role": role, "weight_decay": getattr(config.weight_decay, role)}
+            for role, parameters in self.groups.items()
+        ]
         betas = (config.betas[0], config.betas[1])
-        self.adamw = torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay, fused=True)
+        self.adamw = torch.optim.AdamW(options, betas=betas, fused=True)
         self.lost = self.lost_in_a_row = torch.zeros((), device=model.device)
         self._set_learning_rates()
 
+    def _check_groups(self) -> None:
+        if not self.groups:
+            raise ConfigError("training.learning_rate: every component is frozen, so there is nothing to train")
+        thaws = {role: getattr(self.config.frozen_until_step, role) for role in self.groups}
+        if min(thaws.values()):
+            raise ConfigError("training.frozen_until_step: something must be trained from the first step on")
+        for role, step in thaws.items():
+            if step >= self.total_steps:
+                raise ConfigError(
+                    f"training.frozen_until_step.{role}={step}: the run has {self.total_steps} steps; lower it, or set "
+                    f"training.learning_rate.{role}=0 to freeze it for good"
+                )
+
     @property
     def learning_rates(self) -> dict[str, float]:
-        return {group["role"]: group["lr"] for group in self.adamw.param_groups}
+        """Those of the components that are trained in this step."""
+        return {group["role"]: group["lr"] for group in self.adamw.param_groups if self.trains(group["role"])}
+
+    def trains(self, role: str) -> bool:
+        """Whether a component is trained in this step."""
+        return role in self.groups and self.step_number >= getattr(self.config.frozen_until_step, role)
 
     def backward(self, loss: Tensor) -> None:
         if loss.requires_grad:  # not so where only the projector is trained, and a row has no picture
@@ -49,14 +64,15 @@ class Optimizer:
 
     def step(self) -> Tensor:
         """Update the weights from the gradients gathered since the last call; the gradient's norm before clipping."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        trained = [parameter for parameters in self.groups.values() for parameter in parameters]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if not gradients:
             self.advance()
-            return torch.zeros(())
+            return torch.zeros_like(self.lost)
         self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(trained, self.config.max_grad_norm, norm)
         self._update(found_inf=(~norm.isfinite()).float())
         self.adamw.zero_grad()
         self.advance()
@@ -74,11 +90,14 @@ class Optimizer:
             self.adamw.step()
 
     def advance(self) -> None:
-        """Go on to the next step's learning rates."""
+        """Go on to the next step's learning rates, and to what is trained in it."""
         self.step_number += 1
         self._set_learning_rates()
 
     def _set_learning_rates(self) -> None:
         factor = schedule(self.step_number, self.total_steps, self.config)
         for group in self.adamw.param_groups:
-            group["lr"] = group["peak"] * factor
+            role = group["role"]
+            group["lr"] = getattr(self.config.learning_rate, role) * factor
+            for parameter in self.groups[role]:
+                parameter.requires_grad_(self.trains(role))

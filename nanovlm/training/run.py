@@ -23,7 +23,9 @@ from nanovlm.files import write_whole
 from nanovlm.yaml_reader import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, if the code runs from one
-PACKAGES = ("nanovlm", "torch", "transformers", "timm", "datasets", "tokenizers", "safetensors", "pillow", "pydantic")
+PACKAGES = (
+    "nanovlm", "torch", "transformers", "timm", "peft", "datasets", "tokenizers", "safetensors", "pillow", "pydantic",
+)  # fmt: skip
 
 
 class Run:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nanovlm.components import ComponentConfig, Tracker
@@ -18,19 +19,19 @@ class Trackers:
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers
-        self.late: dict[str, Any] = {}
+        self.late: Late | None = None
 
     def started(self, facts: dict[str, Any]) -> None:
         self._tell("started", facts)
 
     def step_finished(self, metrics: dict[str, Any]) -> None:
-        """``metrics`` may hold tensors of a device that is still at work."""
+        """``metrics`` may hold scalar tensors of a device that is still at work."""
         self.flush()
-        self.late = metrics
+        self.late = Late(metrics)
 
     def flush(self) -> dict[str, Any]:
         """Tell what is still untold, if anything; what it was, as plain numbers."""
-        late, self.late = {k: float(v) if isinstance(v, Tensor) else v for k, v in self.late.items()}, {}
+        late, self.late = self.late.read() if self.late else {}, None
         if late:
             self._tell("step_finished", late)
         return late
@@ -56,6 +57,26 @@ class Trackers:
     def _tell(self, moment: str, *facts: Any) -> None:
         for tracker in self.trackers:
             getattr(tracker, moment)(*facts)
+
+
+class Late:
+    """Metrics on their way from the device, all in one copy. Reading them waits for that copy, and no later work."""
+
+    def __init__(self, metrics: dict[str, Any]) -> None:
+        self.metrics = metrics
+        self.names = [name for name, value in metrics.items() if isinstance(value, Tensor)]
+        self.copied: torch.cuda.Event | None = None
+        if self.names:
+            values = torch.stack([metrics[name].float() for name in self.names])
+            self.values = values.to("cpu", non_blocking=values.is_cuda)
+            if values.is_cuda:
+                self.copied = torch.cuda.Event()
+                self.copied.record()
+
+    def read(self) -> dict[str, Any]:
+        if self.copied:
+            self.copied.synchronize()
+        return self.metrics | (dict(zip(self.names, self.values.tolist(), strict=True)) if self.names else {})
 
 
 class MetricsLog(Tracker):

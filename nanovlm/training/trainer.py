@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +13,26 @@ import torch
 from torch import Tensor
 
 from nanovlm.blueprint import ROLES
-from nanovlm.data.loader import HeldOut, Step, Steps, describe, wholly_skipped
+from nanovlm.data.loader import HeldOut, Step, Steps
 from nanovlm.data.packing import PackedRow
+from nanovlm.data.tally import Tally
 from nanovlm.data.workers import load, num_workers
-from nanovlm.errors import DataError, DivergedError
+from nanovlm.errors import DivergedError
 from nanovlm.evaluation.evaluator import Evaluation, Questions, read_items, write_items
 from nanovlm.evaluation.gallery import draw_gallery
 from nanovlm.experiment import Experiment
+from nanovlm.flops import Cost, peak_flops
 from nanovlm.generation import evaluating
 from nanovlm.model import VisionLanguageModel
-from nanovlm.training.clock import Clock, peak_memory
+from nanovlm.training.blocks import eager, prepare_blocks
+from nanovlm.training.clock import Clock
+from nanovlm.training.memory import MemoryWatch, peak_memory
 from nanovlm.training.optimizer import Optimizer
-from nanovlm.training.precision import Precision
+from nanovlm.training.precision import Precision, attention_note
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import Trackers
 
 MOST_LOST = 10  # updates in a row
-HOPELESS = 1000  # samples, all of them skipped: a run that goes on like this learns nothing
 
 
 @dataclass
@@ -42,26 +46,25 @@ class Parts:
     benchmarks: list[Questions]
     trackers: Trackers
     run: Run
+    cost: Callable[[tuple[str, ...]], Cost]  # by the components that are trained
     plugin_files: Sequence[str] = ()
 
 
 class Trainer:
     def __init__(self, parts: Parts) -> None:
-        self.model, self.held_out, self.benchmarks, self.trackers, self.run = (
-            parts.model, parts.held_out, parts.benchmarks, parts.trackers, parts.run,
+        self.model, self.held_out, self.benchmarks, self.trackers, self.run, self.cost = (
+            parts.model, parts.held_out, parts.benchmarks, parts.trackers, parts.run, parts.cost,
         )  # fmt: skip
         self.experiment, self.config = parts.experiment, parts.experiment.training
         self.device = self.model.device
         self.precision = Precision(self.config.precision, self.device)
         self.total_steps = len(parts.steps)
         self.optimizer = Optimizer(self.model, self.config, self.total_steps, self.precision)
+        prepare_blocks(self.model, self.config)
         self.workers, self.plugin_files = num_workers(parts.experiment.data.workers), parts.plugin_files
-        self.steps = self.load(parts.steps)
-        self.step = 0
-        self.clock = Clock()
-        self.skipped: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
-        self.tally: Counter[tuple[str, str]] = Counter()
+        self.step, self.steps = 0, self.load(parts.steps)
+        self.clock = Clock(peak_flops(self.device, self.precision.name))
+        self.memory, self.tally = MemoryWatch(), Tally()
         self.results: dict[str, Any] = {}
 
     def train(self) -> dict[str, Any]:
@@ -89,7 +92,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, Any]:
         for role in ROLES:  # a frozen component keeps still: no dropout
-            getattr(self.model, role).train(role in self.optimizer.learning_rates)
+            getattr(self.model, role).train(self.optimizer.trains(role))
         with self.clock.waiting():
             step = next(self.steps)  # one step's samples, in one or a few packed rows
         self.count(step)
@@ -100,26 +103,34 @@ class Trainer:
         if not num_targets:  # every sample was skipped: the schedule goes on, the weights stay
             self.optimizer.advance()
             return metrics
-        losses = [self.backward(row.to(self.device), num_targets) for row in step.rows]
-        metrics |= {"loss": torch.stack(losses).sum(), "grad_norm": self.optimizer.step()}
+        losses = [self.backward(row, num_targets) for row in step.rows]
+        with self.memory.row(step.rows[-1], self.step + 1):
+            metrics |= {"loss": torch.stack(losses).sum(), "grad_norm": self.optimizer.step()}
         return metrics | {"lost_updates": self.optimizer.lost, "lost_in_a_row": self.optimizer.lost_in_a_row}
 
     def backward(self, row: PackedRow, num_targets: int) -> Tensor:
-        with self.precision.autocast():
-            loss: Tensor = self.model(row) / num_targets  # a mean over the whole step's targets, not a mean of means
-        self.optimizer.backward(loss)
+        with self.memory.row(row, self.step + 1):
+            with self.precision.autocast():
+                loss: Tensor = self.model(row.to(self.device)) / num_targets  # over the whole step: no mean of means
+            self.optimizer.backward(loss)
         return loss.detach()
 
     def is_time(self, every: int) -> bool:  # 0 is never; what happens at the end is in `finish`
         return every > 0 and self.step % every == 0 and self.step < self.total_steps
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Training stands still: its time is not counted, and nothing is compiled for what is asked now and then."""
+        with self.clock.stopped(), eager(), self.precision.autocast():
+            yield
+
     def validate(self) -> None:
         """The mean loss over the held-out targets; the model that does best on it so far is kept."""
         self.flush()
-        with self.clock.stopped():
+        with self.asking():
             if not len(self.held_out):  # of a stream, this reads what is held out
                 return
-        with self.clock.stopped(), evaluating(self.model), torch.no_grad(), self.precision.autocast():
+        with self.asking(), evaluating(self.model), torch.no_grad():
             total, num_targets, skipped = 0.0, 0, Counter[str]()
             for step in self.load(self.held_out):
                 skipped += step.skipped
@@ -133,12 +144,12 @@ class Trainer:
         self.trackers.evaluated({"step": self.step, "validation_loss": loss})
         if loss < self.results.get("best_validation_loss", math.inf):
             self.results |= {"best_validation_loss": loss, "best_step": self.step}
-            with self.clock.stopped():
+            with self.asking():
                 self.model.save_pretrained(self.run.best_model)
 
     def ask_bare_decoder(self) -> None:
         """Before it is trained, for the benchmarks that compare with it; its answers are kept beside the model's."""
-        with self.clock.stopped(), self.precision.autocast():
+        with self.asking():
             for questions in self.benchmarks:
                 if items := questions.ask_bare_decoder(self.model):
                     write_items(items, self.run.bare_decoder(questions.name))
@@ -147,7 +158,7 @@ class Trainer:
         """Score the model as it is now; with its items on disk."""
         self.flush()
         bare = read_items(self.run.bare_decoder(questions.name)) if controls else []
-        with self.clock.stopped(), self.precision.autocast():
+        with self.asking():
             evaluation = questions.evaluate(self.model, controls, self.experiment.data.seed, bare)
         evaluation.write(self.run.evaluation(questions.name, self.step))
         results = {"step": self.step, "benchmark": questions.name, **evaluation.summary()}
@@ -173,9 +184,7 @@ class Trainer:
             "tokens": self.clock.tokens,
             "wall_seconds": self.clock.wall_seconds,
             "lost_updates": int(self.optimizer.lost),
-            "skipped": dict(self.skipped),
-            "wholly_skipped": wholly_skipped(self.tally),
-            "turns_left_out": dict(self.left_out),
+            **self.tally.summary(),
             **self.results,
             "benchmarks": benchmarks,
             "device": str(self.device),
@@ -194,24 +203,23 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         facts = {"run": str(self.run.folder), "total_steps": self.total_steps, "parameters": parameters, **components}
         how = {"device": str(self.device), "precision": self.precision.name, "workers": self.workers}
-        self.trackers.started(facts | how)
+        notes = [self.precision.note, attention_note(self.model.language_decoder, self.precision)]
+        self.trackers.started(facts | how | {"notes": [note for note in notes if note]})
 
     def count(self, step: Step) -> None:
-        self.skipped += step.skipped
-        self.left_out += step.left_out
-        self.tally += step.tally
+        self.tally.add(step, last=self.step + 1 == self.total_steps)
         self.clock.samples += step.num_samples
         self.clock.tokens += step.num_tokens
-        last = self.step + 1 == self.total_steps
-        if not self.clock.samples and (last or self.skipped.total() >= HOPELESS):
-            raise DataError(f"every sample was skipped: {describe(self.skipped)}")
+        if self.clock.peak:
+            self.clock.flops += self.cost(tuple(self.optimizer.learning_rates)).of_rows(step.rows)
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Hand the metrics to the trackers one step late, so that the device is never waited for."""
         self.flush()
+        rates = self.clock.step_finished()
         if self.step % self.config.log_every == 0 or self.step == self.total_steps:
-            told = {"step": self.step, **metrics, **self.clock.rates(), "skipped": self.skipped.total()}
-            self.trackers.step_finished(told)
+            counts = {"skipped": self.tally.skipped.total(), "peak_memory_bytes": peak_memory(self.device)}
+            self.trackers.step_finished({"step": self.step, **metrics, **rates, **counts})
 
     def flush(self) -> None:
         """Tell the trackers what is still untold; DivergedError where one update after the other was lost."""

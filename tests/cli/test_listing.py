@@ -30,6 +30,14 @@ def test_types_are_spelled_without_their_modules():
     assert "nanovlm_plugins." not in printed
 
 
+def test_an_option_that_is_a_mapping_is_followed_by_its_own():
+    rows = [line.split("│") for line in nanovlm("list", "smollm2").out.splitlines() if line.startswith("│")]
+    names = [name for row in rows if (name := row[1].strip())]
+    start = names.index("lora")
+    assert names[start : start + 5] == ["lora", "lora.rank", "lora.alpha", "lora.dropout", "lora.targets"]
+    assert "(required)" in next(row[3] for row in rows if row[1].strip() == "rope_scaling.factor")
+
+
 def test_a_component_without_options_says_so():
     assert "no options" in nanovlm("list", "mlp").out
 
@@ -55,9 +63,10 @@ def test_components_of_one_name_are_all_shown(rival):
 
 def test_options_of_any_kind_are_json(rival):
     found = json.loads(nanovlm("list", "shapes", "--plugin", rival, "--json").out)["components"]
-    needed, inner = next(component for component in found if component["kind"] == "projector")["options"]
+    needed, inner, depth = next(component for component in found if component["kind"] == "projector")["options"]
     assert (needed["required"], needed["default"]) == (True, None)
     assert (inner["required"], inner["default"]) == (False, {"depth": 3})
+    assert (depth["name"], depth["type"], depth["default"]) == ("inner.depth", "int", 3)
 
 
 def test_a_plugin_that_does_not_load_is_listed_with_the_reason(monkeypatch):

@@ -155,6 +155,43 @@ def test_special_ids_come_from_the_template_only(format_and_answer, pairs, num_i
     assert specials[0] == specials[1]
 
 
+def test_conversations_of_any_length_in_any_order_are_as_if_each_was_the_first(format_and_answer, tmp_path, request):
+    """The template is rendered once for each number of messages."""
+    text, _ = format_and_answer
+    build, _ = FORMATS[request.node.callspec.params["format_and_answer"]]
+    for pairs, num_images in [*CONVERSATIONS.values(), *reversed(CONVERSATIONS.values())]:
+        fresh = build(tmp_path)
+        assert text.conversation(turns_of(pairs), num_images) == fresh.conversation(turns_of(pairs), num_images)
+
+
+def test_a_template_is_rendered_once_for_conversations_of_one_length(monkeypatch):
+    tokenizer = byte_tokenizer()
+    render, lengths = tokenizer.apply_chat_template, []
+
+    def counted(messages, **options):
+        lengths.append(len(messages))
+        return render(messages, **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
+    text = TextFormat(tokenizer, "question_answer")
+    for turns in (PAIR[:1], PAIR[1:], PAIR, PAIR[::-1], PAIR[:1]):
+        text.conversation(turns, 0)
+    assert sorted(lengths) == [2, 4]
+
+
+def test_a_template_that_refuses_a_length_refuses_it_each_time(tmp_path):
+    file = tmp_path / "short.jinja"
+    file.write_text(
+        "{% if messages | length > 4 %}{{ raise_exception('two turns at most') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    text = TextFormat(byte_tokenizer(), str(file))
+    for _ in range(2):
+        assert text.conversation(PAIR, 0).ids
+        with pytest.raises(ConfigError, match=r"^the template cannot be rendered: two turns at most$"):
+            text.conversation([*PAIR, *PAIR], 0)
+
+
 @pytest.mark.parametrize("user", ["What is this?", "<image> or not?", "</s> <|im_end|>", " spaces  "])
 @pytest.mark.parametrize("num_images", [0, 1])
 def test_a_prompt_is_where_the_conversation_begins(format_and_answer, user, num_images):

@@ -13,8 +13,9 @@ from PIL import Image
 
 from nanovlm import DataError, ImageSpec, Sample, Turn, load_plugins
 from nanovlm.data.conversation import TextFormat, byte_tokenizer
-from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps, wholly_skipped
+from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Mixture
+from nanovlm.data.tally import wholly_skipped
 from nanovlm.data.workers import _Portable, load
 
 BROKEN = {3: "gone", 8: "gone", 20: "no answer", 21: "too long", 22: "undecodable picture", 23: "too many pictures"}

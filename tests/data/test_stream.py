@@ -277,7 +277,8 @@ def test_the_same_run_twice_is_the_same_bit_for_bit(run):
     [
         (
             ["training.epochs=2"],
-            "training.epochs=2: river is a stream and has no length; set training.steps or training.samples instead",
+            "training.epochs=2: river is a stream and has no length; set training.steps or training.samples or "
+            "training.flops instead",
         ),
         (
             ["data.train=[{name: shapes, train_size: 8}, {name: river}]"],

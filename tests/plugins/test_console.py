@@ -56,6 +56,21 @@ def test_a_log_file_gets_some_lines_only(watched):
     assert lines[-1].startswith("step 100/100  loss 1.250")
 
 
+def test_what_is_used_in_the_place_of_something_is_said_once(watched):
+    tracker, printed = watched
+    tracker.started(FACTS | {"notes": ["attention: samples are [grouped]"]})
+    tracker.finished({})
+    assert printed().count("attention: samples are [grouped]") == 1
+
+
+def test_utilisation_is_shown_where_it_is_known(watched):
+    tracker, printed = watched
+    tracker.started(FACTS)
+    tracker.step_finished({"step": 100, **METRICS, "mfu": 0.334})
+    tracker.finished({})
+    assert "2,000 tokens/s  33% of the GPU's FLOPs" in printed()
+
+
 def test_a_slow_run_shows_tenths(watched):
     tracker, printed = watched
     tracker.started(FACTS)

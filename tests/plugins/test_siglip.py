@@ -179,8 +179,7 @@ PICTURES = {
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR], ids=["SigLIP", "SigLIP 2"])
 @pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 def test_it_equals_the_preprocessing_of_transformers(registries, tmp_path, picture, resample):
-    """To rounding, for the library's processor on Pillow. Its processor on torchvision rounds otherwise in between:
-    about one value in a hundred differs from both, by at most 2/255."""
+    """To one rounding in hundreds: the library's processor resizes with Pillow, nanovlm with torch."""
     processor = SiglipImageProcessorPil(size={"height": 16, "width": 16}, resample=resample)
     processor.save_pretrained(tmp_path)
     SiglipVisionModel(vision_config()).save_pretrained(tmp_path)
@@ -189,7 +188,9 @@ def test_it_equals_the_preprocessing_of_transformers(registries, tmp_path, pictu
     encoder.patch_embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     encoder(to_tensor(picture, encoder.image)[None])
     expected = torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"])
-    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-6)
+    off = (seen[0] - expected).abs() * 127.5  # of 255
+    assert off.max() < 1.01
+    assert off.mean() < 0.02
 
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])

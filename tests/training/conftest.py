@@ -1,5 +1,6 @@
 """Finished runs, a fraction of a second each."""
 
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
@@ -8,6 +9,8 @@ from finished import FAULTY, Finished
 from tiny import tiny_experiment, tiny_recipe
 
 from nanovlm import VisionLanguageModel, train
+from nanovlm.flops import Cost
+from nanovlm.planning import check_lengths
 from nanovlm.training.launch import lay_out_steps, open_benchmarks, open_mixture
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import MetricsLog, Trackers
@@ -29,14 +32,16 @@ def run(tmp_path):
 @pytest.fixture
 def trainer(tmp_path):
     """``trainer(*overrides)`` is about to take its first step."""
+    numbers = count()
 
     def trainer(*overrides: str) -> Trainer:
         recipe = tiny_recipe(*overrides)
         model = VisionLanguageModel(recipe.blueprint, recipe.experiment.seed)
         steps, held_out = lay_out_steps(recipe, model, open_mixture(recipe))
-        folder = Run.create(recipe, tmp_path / "run")
+        folder = Run.create(recipe, tmp_path / f"trained-{next(numbers)}")
         log = Trackers([MetricsLog(MetricsLog.Config(), folder)])
-        return Trainer(Parts(recipe.experiment, model, steps, held_out, open_benchmarks(recipe), log, folder))
+        cost = lru_cache(partial(Cost.of, check_lengths(recipe)))
+        return Trainer(Parts(recipe.experiment, model, steps, held_out, open_benchmarks(recipe), log, folder, cost))
 
     return trainer
 

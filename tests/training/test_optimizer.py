@@ -72,6 +72,69 @@ def test_updates_are_adamws():
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-7)
 
 
+def test_each_component_has_its_own_weight_decay():
+    model = tiny_model()
+    decays = {"projector": 0.1, "vision_encoder": 0.2, "language_decoder": 0.3}
+    overrides = [f"training.weight_decay.{role}={decay}" for role, decay in decays.items()]
+    optimizer = optimizer_of(model, *overrides, "training.warmup=0", "training.learning_rate=0.01")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():  # without a gradient a weight only decays
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.01 * decays[name.partition(".")[0]]))
+
+
+def test_one_weight_decay_stands_for_all():
+    assert dict(tiny_experiment("training.weight_decay=0.5").training.weight_decay) == dict.fromkeys(FROZEN, 0.5)
+
+
+def test_a_component_is_frozen_until_its_step():
+    model = tiny_model()
+    optimizer = optimizer_of(model, "training.frozen_until_step.vision_encoder=2")
+    trained = []
+    for _ in range(4):
+        before = fingerprint(model.vision_encoder)
+        assert optimizer.trains("vision_encoder") == all(p.requires_grad for p in model.vision_encoder.parameters())
+        assert optimizer.trains("vision_encoder") == ("vision_encoder" in optimizer.learning_rates)
+        model(pack_row([example(model, [Turn("Hi?", "yes")], num_images=1)], model.num_image_tokens)).backward()
+        optimizer.step()
+        trained.append(fingerprint(model.vision_encoder) != before)
+    assert trained == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["training.frozen_until_step.projector=10"],
+            r"training\.frozen_until_step\.projector=10: the run has 10 steps; lower it, or set "
+            r"training\.learning_rate\.projector=0 to freeze it for good",
+        ),
+        (
+            [f"training.frozen_until_step.{role}=1" for role in FROZEN],
+            r"training\.frozen_until_step: something must be trained from the first step on",
+        ),
+        (
+            [FROZEN["projector"], *(f"training.frozen_until_step.{role}=1" for role in FROZEN if role != "projector")],
+            r"training\.frozen_until_step: something must be trained from the first step on",
+        ),
+    ],
+)
+def test_what_would_never_be_trained_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        optimizer_of(tiny_model(), *overrides)
+
+
+def test_with_lora_only_the_adapters_are_trained():
+    model = tiny_model("language_decoder.lora.rank=2")
+    optimizer = optimizer_of(model, FROZEN["projector"], FROZEN["vision_encoder"])
+    assert set(optimizer.groups) == {"language_decoder"}
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning
+    assert all(".lora_" in name for name in learning)
+
+
 def test_gradients_are_gone_after_a_step():
     model = tiny_model()
     optimizer = optimizer_of(model)

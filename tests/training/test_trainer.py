@@ -8,11 +8,12 @@ import torch
 from finished import same
 from tiny import tiny_model, tiny_recipe
 
-from nanovlm import DataError, Tracker, VisionLanguageModel
+from nanovlm import ConfigError, DataError, Tracker, VisionLanguageModel
 from nanovlm.cli.train import report
 from nanovlm.data.mixture import is_held_out
 from nanovlm.data.packing import pack_row
 from nanovlm.errors import DivergedError
+from nanovlm.flops import Cost
 from nanovlm.training.launch import lay_out_steps, open_mixture
 from nanovlm.training.run import fingerprint
 from nanovlm.training.trackers import Trackers
@@ -28,7 +29,7 @@ def plain_losses(*overrides: str) -> list[float]:
     mixture = open_mixture(recipe)
     steps, _ = lay_out_steps(recipe, model, mixture)
     groups = [{"params": getattr(model, r).parameters(), "peak": getattr(config.learning_rate, r)} for r in ROLES]
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=config.weight_decay, foreach=False)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=config.weight_decay.projector, foreach=False)
     losses = []
     for step in range(config.steps):
         progress = step / (config.steps - 1)  # without warm-up
@@ -87,6 +88,36 @@ def test_a_budget_is_kept_to_the_sample(run, budget, samples, steps):
     assert finished.metric("samples")[-1] == samples
 
 
+def test_a_budget_of_flops_buys_as_many_samples_as_it_pays_for(run):
+    recipe = tiny_recipe("training.steps=8")  # all 64 samples, as often as each other
+    with torch.device("meta"):
+        planned = VisionLanguageModel(recipe.blueprint)
+    model = VisionLanguageModel(recipe.blueprint, 0)
+    steps, _ = lay_out_steps(recipe, model, open_mixture(recipe))
+    whole = Cost.of(planned, ROLES).of_rows(row for n in range(8) for row in steps[n].rows)
+    assert run(f"training.flops={whole / 2 * 1.001}").summary["samples"] == 32
+
+
+def test_a_budget_that_pays_for_no_sample_is_refused(run):
+    with pytest.raises(ConfigError, match=r"^training\.flops=1000: one sample costs about \d\.\de\+\d+; raise it$"):
+        run("training.flops=1000")
+
+
+def test_the_utilisation_of_a_known_gpu_is_told_with_each_step(trainer):
+    some = trainer()
+    some.clock.peak = 1e12
+    some.trackers, told = Trackers([watching := Watching()]), []
+    watching.step_finished = told.append
+    some.train()
+    with torch.device("meta"):
+        planned = VisionLanguageModel(some.model.blueprint)
+    cost = Cost.of(planned, ROLES)
+    steps = trainer().steps
+    assert some.clock.flops == pytest.approx(cost.of_rows(row for step in steps for row in step.rows))
+    assert len(told) == 3
+    assert all(metrics["mfu"] > 0 for metrics in told)
+
+
 def test_an_epoch_leaves_out_what_is_held_out(run):
     share = "data.validation.share=0.25"
     held_out = len(open_mixture(tiny_recipe(share)).held_out)
@@ -106,7 +137,7 @@ def test_a_step_that_is_all_skipped_changes_no_weight(trainer, monkeypatch):
     assert same(some.model.state_dict(), before)
     assert some.optimizer.learning_rates != rates  # the schedule goes on
     assert "loss" not in metrics
-    assert some.skipped == {"gone": 8}
+    assert some.tally.skipped == {"gone": 8}
 
 
 def test_a_run_goes_on_behind_a_step_that_is_all_skipped(run, faulty):
@@ -262,7 +293,7 @@ def test_trackers_are_told_of_a_failure_even_if_one_of_them_fails(trainer, monke
 
 
 def test_a_run_of_skipped_samples_ends_early(run, faulty, monkeypatch):
-    monkeypatch.setattr("nanovlm.training.trainer.HOPELESS", 6)
+    monkeypatch.setattr("nanovlm.data.tally.HOPELESS", 6)
     faults = faulty(size=4, broken=[0, 1, 2, 3])
     overrides = ("training.steps=1000", "training.samples_per_step=2", faults["override"])
     with pytest.raises(DataError, match=r"^every sample was skipped: 3 odd one out, 3 undecodable picture$"):

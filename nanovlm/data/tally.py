@@ -1,0 +1,57 @@
+"""What became of a run's samples: nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.errors import DataError
+
+if TYPE_CHECKING:
+    from nanovlm.data.loader import Step
+
+HOPELESS = 1000  # samples, all of them skipped: a run that goes on like this learns nothing
+
+
+class Tally:
+    """The sums of what the steps counted (see ``Step``)."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.skipped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self.origins: Counter[tuple[str, str]] = Counter()
+
+    def add(self, step: Step, last: bool) -> None:
+        """Raises DataError where, up to the ``last`` step or for too long, not one sample could be used."""
+        self.used += step.num_samples
+        self.skipped += step.skipped
+        self.left_out += step.left_out
+        self.origins += step.tally
+        if not self.used and (last or self.skipped.total() >= HOPELESS):
+            raise DataError(f"every sample was skipped: {describe(self.skipped)}")
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "skipped": dict(self.skipped),
+            "wholly_skipped": wholly_skipped(self.origins),
+            "turns_left_out": dict(self.left_out),
+        }
+
+
+def wholly_skipped(tally: Counter[tuple[str, str]]) -> list[str]:
+    """A sentence for each dataset or subset that came up in a run without one sample that could be used."""
+    reasons: dict[str, Counter[str]] = {}
+    for (place, reason), count in tally.items():
+        reasons.setdefault(place, Counter())[reason] += count
+    return [
+        f"{place}: all {found.total()} of its samples that came up were skipped ({describe(found)})"
+        for place, found in sorted(reasons.items())
+        if not found[""]
+    ]
+
+
+def describe(counts: Counter[str]) -> str:
+    """Counts by reason in words, the most frequent first."""
+    found = sorted((-count, reason) for reason, count in counts.items() if count)
+    return ", ".join(f"{-count} {reason}" for count, reason in found) or "none"
