@@ -23,6 +23,7 @@ from nanovlm.hookspecs import hookimpl
 from nanovlm.model import VisionLanguageModel
 from nanovlm.plugins import load_plugins
 from nanovlm.training.launch import train
+from nanovlm.training.resume import resume
 
 __all__ = [
     "Benchmark",
@@ -48,6 +49,7 @@ __all__ = [
     "hookimpl",
     "load_experiment",
     "load_plugins",
+    "resume",
     "train",
     "unknown",
 ]

@@ -25,7 +25,7 @@ CAUSAL = (-1, 0)  # how far a query looks to its left (all the way) and to its r
 NATIVE_GROUPS = "enable_gqa" in signature(varlen_attn).parameters  # not in torch 2.11: keys are repeated there
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: of a frozen one torch 2.11 looks at every field, and compiles anew for each row's groups
 class Segments:
     """Where the samples of a packed row are. Made by the collator, moved to the device with the row.
 

@@ -150,21 +150,22 @@ class Recipe:
     trackers: tuple[Part, ...]
 
     @classmethod
-    def of(cls, experiment: Experiment, registries: Registries) -> Recipe:
-        """Raises ConfigError with every problem found."""
+    def of(cls, experiment: Experiment, registries: Registries, resolve: bool = True) -> Recipe:
+        """Raises ConfigError with every problem found. What a run has recorded need not be ``resolve``d again."""
 
         def parts(registry: Registry, path: str, choices: Iterable[Named]) -> tuple[Part, ...]:
             found = []
             for i, choice in enumerate(choices):
                 with problems:
                     also = type(choice).model_fields.keys() - {"name"}
-                    found.append(Part.of(registry, f"{path}.{i}", choice.name, choice.options, also).resolved())
+                    part = Part.of(registry, f"{path}.{i}", choice.name, choice.options, also)
+                    found.append(part.resolved() if resolve else part)
             return tuple(found)
 
         with collected() as problems:
             blueprint = None
             with problems:
-                blueprint = Blueprint.of({role: getattr(experiment, role) for role in ROLES}, registries)
+                blueprint = Blueprint.of({role: getattr(experiment, role) for role in ROLES}, registries, resolve)
             datasets = parts(registries.datasets, "data.train", experiment.data.train)
             benchmarks = parts(registries.datasets, "benchmarks", experiment.benchmarks)
             trackers = parts(registries.trackers, "trackers", experiment.trackers)

@@ -28,6 +28,7 @@ from nanovlm.schema import parse as parse
 if TYPE_CHECKING:
     from nanovlm.attention import Segments
     from nanovlm.data.images import ImageSource
+    from nanovlm.data.ranks import Ranks
     from nanovlm.evaluation.evaluator import Answered, Item
     from nanovlm.training.run import Run
 
@@ -223,6 +224,15 @@ class Dataset:
     def stream(self) -> Iterator[Row]:
         """One pass over all rows, always in the same order; read in the trainer's process."""
         raise NotImplementedError
+
+    def stream_from(self, state: Any, ranks: Ranks) -> Iterator[tuple[Row, Any]]:
+        """One rank's rows of a pass, each with a state (JSON) that, given back, goes on after it; None is the start.
+
+        By default a state counts rows: every rank reads all of them, and those before it, of which it makes nothing.
+        """
+        for number, row in enumerate(self.stream()):
+            if number >= (state or 0) and ranks.takes(number):
+                yield row, number + 1
 
     def sample(self, row: Row) -> Sample:
         """What a row holds, made in a worker. May raise ``SkipSample(reason)``."""

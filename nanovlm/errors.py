@@ -35,7 +35,7 @@ class DataError(NanoVLMError):
 
 
 class CheckpointError(NanoVLMError):
-    """Weights that do not fit the model they are loaded into."""
+    """Weights that do not fit the model they are loaded into, or a run's state that cannot be kept or read."""
 
 
 class DivergedError(NanoVLMError):

@@ -148,6 +148,8 @@ class Training(Schema):
     """Keep of each block its input only, and compute it again in the backward pass: a third more work, less memory."""
     log_every: Positive = 1
     """Write metrics after every so many steps."""
+    rank_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """Of several processes, one that is waited for longer than so many seconds ends the run, and is named."""
 
     @property
     def trained_roles(self) -> list[str]:
@@ -162,6 +164,13 @@ class Training(Schema):
         return self
 
 
+class Checkpointing(Schema):
+    every: Natural = 500
+    """Write a checkpoint after every so many steps, and at the end. With 0 only an interrupted run writes one."""
+    keep_last: Positive = 2
+    """Keep so many of them. The best model is kept by itself, as `model-best`."""
+
+
 class Experiment(Schema):
     name: str = "experiment"
     """What the run is called: by default the file's name."""
@@ -173,6 +182,7 @@ class Experiment(Schema):
     data: Data
     benchmarks: list[BenchmarkChoice] = []
     training: Training
+    checkpoints: Checkpointing = Checkpointing()
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     trackers: list[ComponentChoice] = Field(default=[Named(name="console")])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from typing import Any
 from nanovlm.blueprint import ROLES, Blueprint
 from nanovlm.errors import CheckpointError, ConfigError
 from nanovlm.experiment import Named
+from nanovlm.files import whole_folder
 from nanovlm.weights import read_json
 
 TEMPLATE = "template.jinja"  # a template that came from a file
@@ -54,19 +54,9 @@ def replaced(folder: str | Path) -> Iterator[Path]:
     target = Path(folder).resolve()
     if target.exists() and not _is_model_or_empty(target):
         raise ConfigError(f"{str(folder)!r} holds something else than a model, which would be lost: name a new folder")
-    part, old = (target.with_name(f"{target.name}.{suffix}") for suffix in ("part", "old"))
-    for left_over in (part, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(target) as part:
         yield part
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_model_or_empty(folder: Path) -> bool:

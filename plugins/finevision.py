@@ -15,13 +15,14 @@ from pydantic import Field
 
 from nanovlm import SkipSample, Turn, hookimpl
 from nanovlm.data.huggingface import Columns
-from nanovlm.data.subsets import Subsets, SubsetsConfig, tiny_row
+from nanovlm.data.subset_streams import StreamedSubsets
+from nanovlm.data.subsets import SubsetsConfig, tiny_row
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 Minimum = Annotated[int, Field(ge=1, le=5)]
 
 
-class FineVision(Subsets):
+class FineVision(StreamedSubsets):
     class Config(SubsetsConfig):
         source: str = "HuggingFaceM4/FineVision"
         """A hub id, a folder of the same form, or `tiny`: two rows that come with the plugin, for tests."""
@@ -39,7 +40,7 @@ class FineVision(Subsets):
             return cls(source="tiny", visual_dependency_min=3)
 
     config: Config
-    columns: ClassVar[Columns] = {**Subsets.columns, **{f"{rating}_ratings[]": "numbers" for rating in RATINGS}}
+    columns: ClassVar[Columns] = {**StreamedSubsets.columns, **{f"{rating}_ratings[]": "numbers" for rating in RATINGS}}
     tiny_rows = (
         tiny_row("red", "What colour?") | {f"{rating}_ratings": [5] for rating in RATINGS},
         tiny_row("blue", "What colour is this?", "Is this a colour?")

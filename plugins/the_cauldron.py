@@ -10,7 +10,8 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field
 
 from nanovlm import hookimpl
-from nanovlm.data.subsets import Subsets, SubsetsConfig, listed, tiny_row
+from nanovlm.data.subset_streams import StreamedSubsets
+from nanovlm.data.subsets import SubsetsConfig, listed, tiny_row
 
 SUBSETS = (  # noqa: SIM905 - a table of fifty words reads better than fifty strings
     "ai2d aokvqa chart2text chartqa clevr clevr_math cocoqa datikz diagram_image_to_text docvqa dvqa figureqa finqa "
@@ -22,7 +23,7 @@ SUBSETS = (  # noqa: SIM905 - a table of fifty words reads better than fifty str
 LEFT_OUT = ("clevr_math", "okvqa", "spot_the_diff", "nlvr2", "mimic_cgd")  # by nanoVLM's recipe, which is the default
 
 
-class TheCauldron(Subsets):
+class TheCauldron(StreamedSubsets):
     class Config(SubsetsConfig):
         known_sizes = {"HuggingFaceM4/the_cauldron": 169_000_000_000}  # all 50 subsets
         source: str = "HuggingFaceM4/the_cauldron"

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from nanovlm.cli import evaluate, generate, listing, plan, train
+from nanovlm.cli import bench, evaluate, generate, listing, plan, train
 from nanovlm.errors import NanoVLMError
+from nanovlm.training.interrupts import Stopped
 
 app = typer.Typer(
     name="nanovlm",
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (train, evaluate, generate, plan):
+for module in (train, evaluate, generate, plan, bench):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 app.command(name="list")(listing.command)
 
@@ -37,9 +38,12 @@ def every_command(
 
 
 def main() -> None:
-    """Exit status: 0 done, 2 the user's input was wrong (a message, no traceback), 1 anything else."""
+    """Exit status: 0 done, 2 the user's input was wrong (a message, no traceback), 1 anything else (a run stopped)."""
     try:
-        app()
+        app(prog_name="nanovlm")  # of `python -m` too
     except NanoVLMError as error:
         print(f"nanovlm: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"nanovlm: {stopped}", file=sys.stderr)
+        sys.exit(1)

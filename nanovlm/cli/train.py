@@ -10,30 +10,61 @@ from typing import Annotated, Any
 import typer
 
 from nanovlm.cli.evaluate import described
-from nanovlm.cli.options import ExperimentFile, Overrides, PluginFiles
+from nanovlm.cli.options import Overrides, PluginFiles
 from nanovlm.data.tally import describe
+from nanovlm.errors import ConfigError
 from nanovlm.experiment import load_experiment
 from nanovlm.training.clock import per_second
 from nanovlm.training.launch import train
-from nanovlm.training.run import plugin_copies
+from nanovlm.training.resume import resume
+from nanovlm.training.run import Run, plugin_copies
+from nanovlm.training.torchrun import is_first, started_again
 
 MUCH_WAITING = 0.1  # of the training time: the device could do more
 
 
 def command(
-    experiment: ExperimentFile,
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file, for example experiments/quickstart.yaml.")
+    ] = None,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/<name>/<time>-s<seed>.")
     ] = None,
+    resumed: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run; takes the place of EXPERIMENT.")
+    ] = None,
     plugin: PluginFiles = None,
 ) -> None:
     """Train an experiment and evaluate it."""
-    summary = train(load_experiment(experiment, overrides or ()), run_dir, plugin or ())
+    changes = list(overrides or ())
+    if experiment and resumed and "=" in experiment.name:  # there is no experiment to be named first
+        experiment, changes = None, [str(experiment), *changes]
+    summary = start(experiment, changes, run_dir, resumed, plugin or ())
+    if not is_first():
+        return
     print("\n".join(report(summary)))
     print("\nnext")
     for line in next_commands(summary, plugin or ()):
         print(f"  {shlex.join(line)}")
+
+
+def start(
+    experiment: Path | None, changes: list[str], run_dir: Path | None, resumed: Path | None, plugins: Sequence[str]
+) -> dict[str, Any]:
+    if resumed and run_dir:
+        raise ConfigError("--resume goes on in the run's own folder: leave --run-dir out")
+    if resumed:
+        given = load_experiment(experiment, changes) if experiment else None
+        return resume(resumed, changes, plugins, given)
+    if not experiment:
+        raise ConfigError("EXPERIMENT is missing: name a YAML file, or a run to go on with by --resume")
+    if started_again():
+        if not run_dir:
+            raise ConfigError("torchrun started the run again: with --run-dir it would go on where it was")
+        if Run(run_dir, "").provenance.is_file():  # else it had not begun yet
+            return resume(run_dir, (), plugins, load_experiment(experiment, changes))
+    return train(load_experiment(experiment, changes), run_dir, plugins)
 
 
 def report(summary: dict[str, Any]) -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from nanovlm.data.ranks import ALONE, Ranks
+from nanovlm.data.shards import Place, TableShards, read_shards
 from nanovlm.errors import DataError, NanoVLMError, SkipSample, named
 from nanovlm.hub import HubError, check_hub_id, local_folder, why
 
@@ -39,21 +41,46 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 class StreamedRows:
-    """Rows one after another, read (and downloaded) while they are asked for; each time from the first one."""
+    """Rows one after another, read (and downloaded) while they are asked for; each time anew.
 
-    def __init__(self, table: Any, size: int | None, what: tuple[str, str | None, str], columns: Columns) -> None:
+    files: one for each shard of the table
+    """
+
+    def __init__(
+        self, table: Any, size: int | None, what: tuple[str, str | None, str], columns: Columns, files: Sequence[str]
+    ) -> None:
         # Two may read at once, each in a thread of its own, and the library keeps a reader's place in the table (and
         # what belongs to a thread in its file system): so each has a table of its own.
         self._table = pickle.dumps(table.with_format("arrow"))
         self.size = size  # if the source tells
-        self._what, self._columns = what, columns
+        self._what, self._columns, self._files = what, columns, files
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (row for _, row, _ in self.read())
+
+    def read(
+        self, ranks: Ranks = ALONE, state: Sequence[int] | None = None, stop: int = 0
+    ) -> Iterator[tuple[int, dict[str, Any], Any]]:
+        """One rank's rows from a state on, each with its number and the state after it (see ``read_shards``)."""
         with _refusals_of_reading(self._what[0], "source"):
-            for n, table in enumerate(pickle.loads(self._table)):
-                if not n:
+            shards, first = TableShards(pickle.loads(self._table), self._files), True
+            start = self._place(state, len(shards))
+            for number, table, place in read_shards(shards, ranks, start, stop):
+                if first:
                     _check_columns(table.schema, self._columns, self._what, "source")
-                yield table.to_pylist()[0]
+                    first = False
+                yield number, table.to_pylist()[0], (*place, len(shards))
+
+    def _place(self, state: Sequence[int] | None, shards: int) -> Place:
+        """DataError where the shards are no longer those that a state was taken of."""
+        *place, before = state or (0, 0, 0, shards)
+        if before != shards:
+            rows = f"source: the rows of {' '.join(filter(None, self._what))!r}"
+            raise DataError(
+                f"{rows} are in {shards} files, and were in {before} when the run was interrupted; "
+                "bring those back, or begin a new run"
+            )
+        return Place(*place)
 
 
 def load_rows(source: str, config_name: str | None, split: str, columns: Columns, option: str = "source") -> Rows:
@@ -80,7 +107,8 @@ def stream_rows(source: str, config_name: str | None, split: str, columns: Colum
         builder = datasets.load_dataset_builder(_location(source), config_name)
         table = builder.as_streaming_dataset(split)
     info = (builder.info.splits or {}).get(split)
-    return StreamedRows(table, info.num_examples if info else None, (source, config_name, split), columns)
+    size, files = info.num_examples if info else None, (builder.config.data_files or {}).get(split) or ()
+    return StreamedRows(table, size, (source, config_name, split), columns, [str(file) for file in files])
 
 
 def config_names(source: str, option: str = "source") -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from nanovlm.blueprint import located
 from nanovlm.components import ImageSpec, Sample
@@ -18,6 +19,7 @@ from nanovlm.data.filling import Filling
 from nanovlm.data.images import stack_images
 from nanovlm.data.mixture import Member, Mixture
 from nanovlm.data.packing import Example, PackedRow, pack
+from nanovlm.data.ranks import ALONE, Ranks
 from nanovlm.errors import SkipSample
 from nanovlm.experiment import Data
 
@@ -32,11 +34,10 @@ class Preparation:
 
     def __call__(self, sample: Sample) -> Example:
         """Raises SkipSample. What is skipped depends on the text and the pictures, never on encoder or projector."""
-        if len(sample.images) > self.limits.max_images:
+        limits = self.limits
+        if len(sample.images) > limits.max_images:
             raise SkipSample("too many pictures")
-        tokens = self.text.conversation(
-            sample.turns, len(sample.images), self.limits.turns, self.limits.max_text_tokens
-        )
+        tokens = self.text.conversation(sample.turns, len(sample.images), limits.turns, limits.max_text_tokens)
         return Example(tokens, stack_images(sample.images[: len(tokens.image_at)], self.image))
 
 
@@ -47,12 +48,14 @@ class Step:
     skipped: how many samples were left out, by reason
     tally: how many samples of each origin were left out for which reason, or used (no reason)
     left_out: how many turns the datasets left out of the samples that are used, by reason
+    position: of a stream, where the next step begins, as JSON can keep it (see ``Steps.resumed``)
     """
 
     rows: list[PackedRow]
     skipped: Counter[str] = field(default_factory=Counter)
     tally: Counter[tuple[str, str]] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    position: Any = None
 
     @property
     def num_samples(self) -> int:
@@ -86,7 +89,7 @@ class Packing:
             try:
                 with located(member.origin):
                     sample = member.read()
-                examples.append(prepare(sample))
+                examples.append(replace(prepare(sample), origin=member.origin))
                 step.left_out.update(sample.left_out)
             except SkipSample as skip:
                 reason = skip.reason
@@ -100,35 +103,46 @@ class Packing:
 
 
 class Steps:
-    """The steps of a run by number: step ``n`` is the same whoever asks for it.
+    """The steps of a run by number: step ``n`` is the same whoever asks for it. A rank prepares its share of each.
 
     ``tasks`` is iterated in the trainer's process; what it gives is handed to a worker, which makes a step of it.
     """
 
+    first = 0  # step that `tasks` begins with
+
     def __init__(
-        self, mixture: Mixture, prepare: Preparation, packing: Packing, samples_per_step: int, samples: int
-    ) -> None:
+        self, mixture: Mixture, prepare: Preparation, packing: Packing, samples_per_step: int, samples: int,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         self.mixture, self.prepare, self.packing = mixture, prepare, packing
-        self.samples_per_step, self.samples = samples_per_step, samples
+        self.samples_per_step, self.samples, self.ranks = samples_per_step, samples, ranks
 
     def __len__(self) -> int:
         return -(-self.samples // self.samples_per_step)
 
+    def resumed(self, step: int, position: Any = None) -> Self:
+        """The same, with ``tasks`` from a step on; ``position`` is what the step before it said."""
+        resumed = copy(self)
+        resumed.first = step
+        return resumed
+
     def tasks(self) -> Iterable[Any]:
-        return range(len(self))
+        return range(self.first, len(self))
 
     def __getitem__(self, step: int) -> Step:
-        first = step * self.samples_per_step
-        last = min(first + self.samples_per_step, self.samples)
-        members = (self.mixture.member(*self.mixture.at(position)) for position in range(first, last))
+        positions = self.ranks.positions(step, self.samples_per_step, self.samples)
+        members = (self.mixture.member(*self.mixture.at(position)) for position in positions)
         return self.packing.step(members, self.prepare)
 
 
 class HeldOut:
-    """The validation samples, in steps of the same size."""
+    """The validation samples, in steps of the same size, of which a rank prepares its share."""
 
-    def __init__(self, mixture: Mixture, prepare: Preparation, packing: Packing, samples_per_step: int) -> None:
-        self.mixture, self.prepare, self.packing, self.size = mixture, prepare, packing, samples_per_step
+    def __init__(
+        self, mixture: Mixture, prepare: Preparation, packing: Packing, samples_per_step: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.mixture, self.prepare, self.packing = mixture, prepare, packing
+        self.size, self.ranks = samples_per_step, ranks
 
     def __len__(self) -> int:
         return -(-len(self.mixture.held_out) // self.size)
@@ -138,4 +152,4 @@ class HeldOut:
 
     def __getitem__(self, step: int) -> Step:
         chosen = self.mixture.held_out[step * self.size : (step + 1) * self.size]
-        return self.packing.step((self.mixture.member(*place) for place in chosen), self.prepare)
+        return self.packing.step((self.mixture.member(*place) for place in self.ranks.share(chosen)), self.prepare)

@@ -1,17 +1,19 @@
 """Steps of a dataset that can only be read from its beginning: one reader, and workers that make samples of its rows.
 
-The reader is a thread of the trainer's process and hands rows out as they were read, already in their order: that is a
-pure function of (seed, pass, window), so the number of workers changes nothing. When the stream ends, it begins again.
+The reader is a thread of the trainer's process, one on each rank, and hands rows out as they were read, already in
+their order: that is a pure function of (seed, pass, window), so the number of workers changes nothing, and a run goes
+on in the window where it was. When a rank's part of the stream ends, it begins again, whatever the other ranks do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count, islice
 from queue import Full, Queue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 
@@ -19,6 +21,7 @@ from nanovlm.blueprint import located
 from nanovlm.components import Dataset, Row
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Member, is_held_out, origin
+from nanovlm.data.ranks import ALONE, Ranks
 from nanovlm.errors import DataError
 from nanovlm.experiment import Data
 from nanovlm.seeding import generator
@@ -30,6 +33,41 @@ PATIENCE = 10  # seconds in which a reader should be done with the row in hand; 
 T = TypeVar("T")
 
 
+class Position(NamedTuple):
+    """Before which row of a stream a run is: so many rows of a window were taken, and it begins at ``state``.
+
+    state: the dataset's own (see ``Dataset.stream_from``); None at the beginning of a pass
+    world: how many ranks share the stream; it is divided anew for another number
+    """
+
+    epoch: int = 0
+    window: int = 0
+    taken: int = 0
+    state: Any = None
+    world: int = 1
+
+
+BEGINNING = Position()
+
+
+class Window(NamedTuple):
+    """Rows in the order of a run, where they begin, and where the next ones do."""
+
+    rows: list[Row]
+    start: Position
+    end: Position
+
+    def after(self, taken: int) -> Position:
+        return self.end if taken == len(self.rows) else self.start._replace(taken=taken)
+
+
+class Task(NamedTuple):
+    """One rank's rows of a step, and where the next step begins."""
+
+    rows: list[Row]
+    position: Position
+
+
 class Stream:
     """The training rows of one streaming dataset: what is held out, and the order of the rest."""
 
@@ -37,28 +75,39 @@ class Stream:
         self.dataset, self.validation, self.data_seed, self.seed = dataset, data.validation, data.seed, seed
         self.position = position  # in data.train
 
-    def rows(self) -> Iterator[Row]:
-        """The training rows, pass after pass without end; raises DataError if there is none."""
-        for epoch in count():
-            window = None
-            for window in self.windows(epoch):
-                yield from window
-            if window is None:
-                raise DataError(
-                    f"data.train.{self.position}: all of the stream is held out for validation; "
-                    "lower data.validation.share"
-                )
+    def rows(self, ranks: Ranks = ALONE, start: Position = BEGINNING) -> Iterator[tuple[Row, Position]]:
+        """One rank's training rows from a position on, pass after pass without end, and the position after each.
 
-    def windows(self, epoch: int) -> Iterator[list[Row]]:
-        """One pass over the training rows, each window in an order of its own."""
-        for number, rows in enumerate(_batched(self._read(held_out=False), WINDOW)):
-            order = torch.randperm(len(rows), generator=generator(self.seed, epoch, "window", number))
-            yield [rows[i] for i in order.tolist()]
+        Raises DataError if there is none.
+        """
+        start = start._replace(world=ranks.world)
+        for epoch in count(start.epoch):
+            if epoch > start.epoch:
+                start = Position(epoch, world=ranks.world)
+            window = None
+            for window in self.windows(ranks, start):
+                for n in range(start.taken if window.start.window == start.window else 0, len(window.rows)):
+                    yield window.rows[n], window.after(n + 1)
+            if window is None and not start.window:
+                raise self._nothing_for(ranks)
+
+    def windows(self, ranks: Ranks = ALONE, start: Position = BEGINNING) -> Iterator[Window]:
+        """A pass's training rows from the window of a position on, each window in an order of its own."""
+        begin = start._replace(taken=0)
+        rows = self._read(ranks, start.state)
+        while found := list(islice(rows, WINDOW)):
+            end = begin._replace(window=begin.window + 1, state=found[-1][1])
+            order = torch.randperm(len(found), generator=generator(self.seed, begin.epoch, "window", begin.window))
+            yield Window([found[i][0] for i in order.tolist()], begin, end)
+            begin = end
 
     def held_out(self) -> list[Row]:
-        """The first held-out rows, as many as data.validation.limit asks for; each once, whatever its weight."""
+        """The first held-out rows, as many as data.validation.limit asks for; each once, whatever its weight.
+
+        The same ones on every rank: each reads the stream as if it was alone.
+        """
         rows: dict[str, Row] = {}
-        for row in self._read(held_out=True) if self.validation.share else ():
+        for row, _ in self._read(held_out=True) if self.validation.share else ():
             rows.setdefault(row.id, row)
             if len(rows) == self.validation.limit:
                 break
@@ -70,37 +119,85 @@ class Stream:
     def fingerprint(self) -> Iterable[bytes]:
         """What decides which row comes when: the seeds, the share, and the ids of the first window in their order."""
         yield f"{self.seed}:{self.data_seed}:{self.validation.share}:{WINDOW}".encode()
-        yield "".join(row.id for row in next(self.windows(0), [])).encode()
+        first = next(self.windows(), None)
+        yield "".join(row.id for row in (first.rows if first else ())).encode()
 
-    def _read(self, held_out: bool) -> Iterator[Row]:
-        """One pass over the rows that are held out, or over those that are not."""
+    def _read(self, ranks: Ranks = ALONE, state: Any = None, held_out: bool = False) -> Iterator[tuple[Row, Any]]:
+        """The rest of a pass over the rows that are held out, or over those that are not, with the state after each."""
         with located(f"data.train.{self.position}"):
-            for row in self.dataset.stream():
+            for row, after in self.dataset.stream_from(state, ranks):
                 if is_held_out(row.id, self.validation.share, self.data_seed) == held_out:
-                    yield row
+                    yield row, after
+
+    def _nothing_for(self, ranks: Ranks) -> DataError:
+        where = f"data.train.{self.position}"
+        if ranks.world == 1:
+            return DataError(f"{where}: all of the stream is held out for validation; lower data.validation.share")
+        return DataError(
+            f"{where}: of the stream nothing is left for rank {ranks.rank} of {ranks.world}: it has too few rows, or "
+            "all of this rank's are held out for validation; train on fewer ranks, or lower data.validation.share"
+        )
 
 
 class StreamedSteps(Steps):
-    """The steps of a stream. A task is the rows of one."""
+    """The steps of a stream, each of the rows that come next."""
+
+    start = BEGINNING  # of the first task's rows
 
     def __init__(
-        self, stream: Stream, prepare: Preparation, packing: Packing, samples_per_step: int, samples: int
-    ) -> None:
+        self, stream: Stream, prepare: Preparation, packing: Packing, samples_per_step: int, samples: int,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         self.stream, self.prepare, self.packing = stream, prepare, packing
-        self.samples_per_step, self.samples = samples_per_step, samples
+        self.samples_per_step, self.samples, self.ranks = samples_per_step, samples, ranks
 
-    def tasks(self) -> Iterable[Sequence[Row]]:
-        return ahead(_batched(islice(self.stream.rows(), self.samples), self.samples_per_step), STEPS_AHEAD)
+    def resumed(self, step: int, position: Any = None) -> Self:
+        """``position`` as JSON gives it back. Raises DataError if it is none of this stream's."""
+        resumed = super().resumed(step)
+        if step:
+            resumed.start = self._checked(step, position)
+        return resumed
 
-    def __getitem__(self, rows: Sequence[Row]) -> Step:  # type: ignore[override]  # not by number
-        return self.packing.step(map(self.stream.member, rows), self.prepare)
+    def tasks(self) -> Iterable[Task]:
+        return ahead(self._tasks(), STEPS_AHEAD)
+
+    def __getitem__(self, task: Task) -> Step:  # type: ignore[override]  # not by number
+        step = self.packing.step(map(self.stream.member, task.rows), self.prepare)
+        return replace(step, position=task.position._asdict())
+
+    def _tasks(self) -> Iterator[Task]:
+        position = self.start._replace(world=self.ranks.world)
+        rows = self.stream.rows(self.ranks, position)
+        for step in range(self.first, len(self)):
+            mine = self.ranks.positions(step, self.samples_per_step, self.samples)
+            taken = list(islice(rows, len(mine)))  # none where a step has fewer samples than there are ranks
+            position = taken[-1][1] if taken else position
+            yield Task([row for row, _ in taken], position)
+
+    def _checked(self, step: int, position: Any) -> Position:
+        where = f"data.train.{self.stream.position}"
+        if position is None:
+            raise DataError(
+                f"{where}: the checkpoint of step {step} does not say how far this stream was read, so its run was not "
+                "trained on a stream; begin a new run, or set streaming to what it was"
+            )
+        found = Position(**position)
+        if found.world != self.ranks.world:
+            raise DataError(
+                f"{where}: this stream was read by {found.world} rank(s) up to step {step}, and is divided anew for "
+                f"{self.ranks.world}, so what was seen would come again; resume on {found.world}, or begin a new run"
+            )
+        return found
 
 
 class StreamedHeldOut(HeldOut):
     """A stream's validation samples: read once, from its beginning, when they are first needed; then kept."""
 
-    def __init__(self, stream: Stream, prepare: Preparation, packing: Packing, samples_per_step: int) -> None:
-        self.stream, self.prepare, self.packing, self.size = stream, prepare, packing, samples_per_step
+    def __init__(
+        self, stream: Stream, prepare: Preparation, packing: Packing, samples_per_step: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.stream, self.prepare, self.packing = stream, prepare, packing
+        self.size, self.ranks = samples_per_step, ranks
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -110,7 +207,7 @@ class StreamedHeldOut(HeldOut):
         return -(-len(self.rows) // self.size)
 
     def tasks(self) -> Iterable[Sequence[Row]]:
-        return _batched(self.rows, self.size)
+        return map(self.ranks.share, _batched(self.rows, self.size))
 
     def __getitem__(self, rows: Sequence[Row]) -> Step:  # type: ignore[override]
         return self.packing.step(map(self.stream.member, rows), self.prepare)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from nanovlm.data.origins import samples_by_dataset, samples_by_origin
 from nanovlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,21 +24,51 @@ class Tally:
         self.left_out: Counter[str] = Counter()
         self.origins: Counter[tuple[str, str]] = Counter()
 
-    def add(self, step: Step, last: bool) -> None:
-        """Raises DataError where, up to the ``last`` step or for too long, not one sample could be used."""
+    def add(self, step: Step, last: bool, alone: bool = True) -> None:
+        """Raises DataError where, up to the ``last`` step or for too long, not one sample could be used.
+
+        Not so where one of several processes counts, and not ``alone``: others may have found some.
+        """
         self.used += step.num_samples
         self.skipped += step.skipped
         self.left_out += step.left_out
         self.origins += step.tally
-        if not self.used and (last or self.skipped.total() >= HOPELESS):
+        if alone and not self.used and (last or self.skipped.total() >= HOPELESS):
             raise DataError(f"every sample was skipped: {describe(self.skipped)}")
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON."""
+        origins = [[*key, count] for key, count in self.origins.items()]
+        return {"used": self.used, "skipped": self.skipped, "left_out": self.left_out, "origins": origins}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self.used, self.skipped, self.left_out = state["used"], Counter(state["skipped"]), Counter(state["left_out"])
+        self.origins = Counter({(place, reason): count for place, reason, count in state["origins"]})
+
+    @classmethod
+    def together(cls, states: Iterable[dict[str, Any]]) -> Tally:
+        """What several processes counted."""
+        tally, part = cls(), cls()
+        for state in states:
+            part.restore(state)
+            tally.used += part.used
+            tally.skipped += part.skipped
+            tally.left_out += part.left_out
+            tally.origins += part.origins
+        return tally
 
     def summary(self) -> dict[str, Any]:
         return {
             "skipped": dict(self.skipped),
             "wholly_skipped": wholly_skipped(self.origins),
             "turns_left_out": dict(self.left_out),
+            "given": samples_by_origin(self.origins),
         }
+
+    def metrics(self) -> dict[str, int]:
+        """What each dataset gave up to now: samples that were used. By subset it is in the summary."""
+        return {f"given/{dataset}": count for dataset, count in samples_by_dataset(self.origins).items()}
 
 
 def wholly_skipped(tally: Counter[tuple[str, str]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -58,9 +59,16 @@ def load(
         sampler=tasks,  # iterated in this process: a stream has one reader
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_trainer,
         generator=generator("workers"),  # else it draws from the global one, and dropout would depend on it
     )
     return _good(iter(loader), tasks)  # the workers begin at once
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes: the trainer ends its step first, and needs its data."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # only the first one
 
 
 def _good(made: Iterator[Step | DataError], tasks: Iterable[Any]) -> Generator[Step, None, None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class Item:
 
 
 Answered = tuple[Sample, Item]
+Batch = Sequence[Sample | Item]  # an item for a sample that is known to be broken
+Spread = Callable[[Callable[[Batch], list[Item]], Sequence[Batch]], Iterable[list[Item]]]
 
 
 @dataclass
@@ -98,29 +101,35 @@ class Questions:
         self.samples = [self._read(i) for i in range(count)]
 
     def evaluate(
-        self, model: VisionLanguageModel, controls: bool, seed: int = 0, bare: Sequence[Item] = ()
+        self,
+        model: VisionLanguageModel,
+        controls: bool,
+        seed: int = 0,
+        bare: Sequence[Item] = (),
+        spread: Spread = map,
     ) -> Evaluation:
         """Ask every question; with ``controls`` also with shuffled pictures and with none.
 
         bare: what ``ask_bare_decoder`` gave; one more control, if it was asked these very questions.
+        spread: how the batches are asked: one after the other, or by several processes at once.
         """
-        items = list(self._ask(model, self.samples))
+        items = self._ask(model, self.samples, spread)
         others: dict[str, float] = {}
         if controls and self.has_pictures:
             for name, change in _controls(seed).items():
-                others[name] = accuracy([item.score for item in self._ask(model, self._changed(change))])
+                others[name] = accuracy([item.score for item in self._ask(model, self._changed(change), spread)])
             if recorded := _same_questions(bare, items):
                 others["bare_decoder"] = accuracy([item.score for item in recorded])
         return Evaluation(self.name, items, others, self.benchmark.measures(items, others))
 
-    def ask_bare_decoder(self, model: VisionLanguageModel) -> list[Item]:
+    def ask_bare_decoder(self, model: VisionLanguageModel, spread: Spread = map) -> list[Item]:
         """What a model that is not trained yet says without pictures: only its language decoder has a part in that.
 
         Nothing is asked of a benchmark that makes no use of it (see ``Benchmark.bare_decoder``).
         """
         if not (self.benchmark.bare_decoder and self.has_pictures):
             return []
-        return list(self._ask(model, self._changed(without_images)))
+        return self._ask(model, self._changed(without_images), spread)
 
     def answered(self, items: Sequence[Item]) -> list[Answered]:
         """The samples that were asked, each with its item."""
@@ -135,11 +144,12 @@ class Questions:
         changed = iter(change([sample for sample in self.samples if isinstance(sample, Sample)]))
         return [next(changed) if isinstance(sample, Sample) else sample for sample in self.samples]
 
-    def _ask(self, model: VisionLanguageModel, samples: Sequence[Sample | Item]) -> Iterator[Item]:
-        for start in range(0, len(samples), BATCH):
-            yield from self._ask_batch(model, samples[start : start + BATCH])
+    def _ask(self, model: VisionLanguageModel, samples: Sequence[Sample | Item], spread: Spread) -> list[Item]:
+        """Whoever asks a batch, it is the same one: rounding, and with it an answer, may depend on its company."""
+        batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
+        return [item for items in spread(partial(self._ask_batch, model), batches) for item in items]
 
-    def _ask_batch(self, model: VisionLanguageModel, samples: Sequence[Sample | Item]) -> list[Item]:
+    def _ask_batch(self, model: VisionLanguageModel, samples: Batch) -> list[Item]:
         """Items in the order of ``samples``; one whose picture cannot be read is skipped, and wrong."""
         items: dict[int, Item] = {}
         examples = {}

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nanovlm.errors import ConfigError, summary
@@ -20,6 +21,8 @@ from nanovlm.experiment import Training
 from nanovlm.model import VisionLanguageModel
 
 BACKEND = "inductor"
+GRAPHS = 32  # of one block's code: for each length of row, with and without a picture, frozen, thawed. torch allows 8
+Function = Callable[..., Any]
 
 
 def compiles(config: Training, device: torch.device) -> bool:
@@ -28,17 +31,44 @@ def compiles(config: Training, device: torch.device) -> bool:
 
 def prepare_blocks(model: VisionLanguageModel, config: Training) -> None:
     """Compile and checkpoint the model's blocks in place, as ``config`` says; the weights keep their names."""
-    compiling = compiles(config, model.device)
-    for component in (model.vision_encoder, model.language_decoder):
-        static = getattr(component, "varlen", False)  # others get other shapes with each row
-        for block in component.blocks:
+    compiling, decoder = compiles(config, model.device), model.language_decoder
+    static = decoder.varlen  # others get other shapes with each row
+    if compiling:  # past its limit torch would run a block as it is, with no more than a warning
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for blocks, how in (
+        (model.vision_encoder.blocks, any_batch),
+        (decoder.blocks, each_shape if static else any_shape),
+    ):
+        for block in blocks:
             if compiling:
-                block.forward = compiled(block.forward, dynamic=False if static else None)
+                block.forward = how(block.forward)
             if config.gradient_checkpointing:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compiled(function: Callable[..., Any], dynamic: bool | None) -> Callable[..., Any]:
+def each_shape(function: Function) -> Function:
+    """Compiled anew for each shape."""
+    return _compiled(function, dynamic=False)
+
+
+def any_shape(function: Function) -> Function:
+    """Compiled for one shape, and once more for all others."""
+    return _compiled(function, dynamic=None)
+
+
+def any_batch(function: Function) -> Function:
+    """Compiled for any number of pictures at once, which are the first axis of the first tensor that it is given."""
+    fast = _compiled(function, dynamic=None)
+
+    def call(*args: Any, **options: Any) -> Any:
+        x = next(value for value in (*args, *options.values()) if isinstance(value, Tensor))
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return fast(*args, **options)
+
+    return call
+
+
+def _compiled(function: Function, dynamic: bool | None) -> Function:
     """``torch.compile``; a ConfigError where that does not work on this machine."""
     fast = torch.compile(function, dynamic=dynamic, backend=BACKEND)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WINDOW = 20  # steps that the live rates are of: the first ones, which compile, must not count for ever
 
@@ -26,11 +26,12 @@ class Clock:
     """Seconds of training, without evaluations, and what was done in them.
 
     peak: the FLOPs a second that the device can do, if known.
+    ranks: how many processes do as much as this one, which is asked for the rates of all.
     """
 
-    def __init__(self, peak: float | None = None) -> None:
+    def __init__(self, peak: float | None = None, ranks: int = 1) -> None:
         self.start = time.perf_counter()
-        self.peak = peak
+        self.peak, self.ranks = peak, ranks
         self.waited = self.paused = 0.0
         self.samples = self.tokens = 0
         self.flops = 0.0
@@ -65,9 +66,9 @@ class Clock:
         seconds = max(1e-9, now.seconds - since.seconds)
         flops = (now.flops - since.flops) / seconds
         return {
-            "samples": now.samples,
-            "samples_per_second": (now.samples - since.samples) / seconds,
-            "tokens_per_second": (now.tokens - since.tokens) / seconds,
+            "samples": now.samples * self.ranks,
+            "samples_per_second": (now.samples - since.samples) / seconds * self.ranks,
+            "tokens_per_second": (now.tokens - since.tokens) / seconds * self.ranks,
             "data_wait": (now.waited - since.waited) / seconds,
             **({"mfu": flops / self.peak} if self.peak and flops else {}),
         }
@@ -76,6 +77,17 @@ class Clock:
     def wall_seconds(self) -> float:
         """Since the trainer was made, evaluations included."""
         return time.perf_counter() - self.start
+
+    def state(self) -> dict[str, float]:
+        return {**self.totals()._asdict(), "wall_seconds": self.wall_seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave; the time in between does not count."""
+        self.start = time.perf_counter() - state["wall_seconds"]
+        self.paused = state["wall_seconds"] - state["seconds"]
+        self.waited, self.flops = state["waited"], state["flops"]
+        self.samples, self.tokens = state["samples"], state["tokens"]
+        self.recent = deque([self.totals()], maxlen=WINDOW + 1)
 
 
 class Stopwatch:

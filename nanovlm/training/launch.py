@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nanovlm.attention import varlen_obstacle
 from nanovlm.blueprint import Recipe, collected, open_benchmark, open_dataset
 from nanovlm.data.filling import Filling
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Steps
 from nanovlm.data.mixture import Mixture
+from nanovlm.data.ranks import ALONE, Ranks
 from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Questions, numbered
@@ -25,10 +29,11 @@ from nanovlm.planning import check_adapters, check_lengths, check_stream, check_
 from nanovlm.plugins import load_plugins
 from nanovlm.seeding import seeded
 from nanovlm.training.blocks import compiles
+from nanovlm.training.distributed import Group
 from nanovlm.training.precision import Precision, choose_device
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import MetricsLog, Trackers
-from nanovlm.training.trainer import Parts, Trainer
+from nanovlm.training.trainer import CostOf, Parts, Trainer
 
 BY_NUMBER: tuple[Any, Any] = Steps, HeldOut
 STREAMED: tuple[Any, Any] = StreamedSteps, StreamedHeldOut
@@ -40,35 +45,60 @@ def train(
 ) -> dict[str, Any]:
     """Train and evaluate ``experiment``; what ``summary.json`` holds, and ``run``, the folder it is in.
 
-    Raises NanoVLMError, before anything is trained, for whatever in the experiment cannot work.
+    Started by ``torchrun``, this is one of several processes that train together. Raises NanoVLMError, before anything
+    is trained, for whatever in the experiment cannot work, and Stopped where the run is told to end (Ctrl-C, SIGTERM).
     """
     recipe = Recipe.of(experiment, load_plugins(plugin_files))
+    cost = check(recipe)
+    with Group.from_environment(experiment.device, experiment.training.rank_timeout) as group:
+        model, mixture, benchmarks = open_everything(recipe, group.device)
+        steps, held_out = lay_out_steps(recipe, model, mixture, group.ranks)
+        hashes = {"data": fingerprint_data(mixture), "data_order": fingerprint_order(mixture, steps)}
+        group.agree("the experiment and its data", [recipe.dump(), hashes])
+        run = group.on_main(lambda: Run.create(recipe, run_dir))
+        with run.locked() if group.is_main else nullcontext():
+            if group.is_main:
+                run.record_provenance(recipe, model, hashes)
+            trackers, files = open_trackers(recipe, run, group), recipe.registries.files
+            parts = Parts(experiment, model, steps, held_out, benchmarks, trackers, run, cost, files, group=group)
+            return carry_out(parts)
+
+
+def carry_out(parts: Parts) -> dict[str, Any]:
+    """Train; the caller's randomness stays untouched."""
+    with seeded(parts.experiment.seed, "training"):
+        summary = Trainer(parts).train()
+    return summary | {"run": str(parts.run.folder)}
+
+
+def check(recipe: Recipe) -> CostOf:
+    """Raises ConfigError for what needs no weights and no data to be found out; what a row costs."""
     check_streams(recipe)
     check_adapters(recipe)
-    cost = lru_cache(partial(Cost.of, check_lengths(recipe)))
-    device = choose_device(experiment.device)
-    model, mixture, benchmarks = open_everything(recipe)
-    model.to(device)
-    steps, held_out = lay_out_steps(recipe, model, mixture)
-    run = Run.create(recipe, run_dir)
-    run.record_provenance(recipe, model, data_order=fingerprint_order(mixture, steps))
-    named = [part.cls(part.config, run) for part in recipe.trackers]
-    trackers = Trackers([MetricsLog(MetricsLog.Config(), run), *named])
-    parts = Parts(experiment, model, steps, held_out, benchmarks, trackers, run, cost, recipe.registries.files)
-    with seeded(experiment.seed, "training"):  # dropout and the like; the caller's generator stays untouched
-        summary = Trainer(parts).train()
-    return summary | {"run": str(run.folder)}
+    choose_device(recipe.experiment.device)
+    return lru_cache(partial(Cost.of, check_lengths(recipe)))
 
 
-def open_everything(recipe: Recipe) -> tuple[VisionLanguageModel, Mixture | Stream, list[Questions]]:
-    """The model with its pretrained weights, the training data and the benchmarks.
+def open_trackers(recipe: Recipe, run: Run, group: Group) -> Trackers:
+    """Those of the run; none on a rank that is not the first."""
+    if not group.is_main:
+        return Trackers([])
+    return Trackers([MetricsLog(MetricsLog.Config(), run), *(part.cls(part.config, run) for part in recipe.trackers)])
+
+
+def open_everything(
+    recipe: Recipe, device: torch.device, pretrained: bool = True
+) -> tuple[VisionLanguageModel, Mixture | Stream, list[Questions]]:
+    """The model on its device, with its ``pretrained`` weights, the training data and the benchmarks.
 
     Weights come first: the smallest download. Without network one error names all that is to be pointed at folders.
     """
     with collected(only=Unreachable) as problems:
         with problems:
             model = VisionLanguageModel(recipe.blueprint, recipe.experiment.seed)
-            model.load_pretrained()
+            if pretrained:
+                model.load_pretrained()
+            model.to(device)
         with problems:
             mixture = open_mixture(recipe)
         with problems:
@@ -94,8 +124,10 @@ def open_benchmarks(recipe: Recipe) -> list[Questions]:
     return [Questions(name, open_benchmark(part), choice.limit) for name, part, choice in chosen]
 
 
-def lay_out_steps(recipe: Recipe, model: VisionLanguageModel, mixture: Mixture | Stream) -> tuple[Steps, HeldOut]:
-    """What each step trains on, and what is validated on. The model is on its device already."""
+def lay_out_steps(
+    recipe: Recipe, model: VisionLanguageModel, mixture: Mixture | Stream, ranks: Ranks = ALONE
+) -> tuple[Steps, HeldOut]:
+    """What a rank trains on in each step, and what it validates on. The model is on its device already."""
     config = recipe.experiment.training
     new_steps, new_held_out = STREAMED if isinstance(mixture, Stream) else BY_NUMBER
     prepare = Preparation(model.text, model.vision_encoder.image, recipe.experiment.data)
@@ -104,8 +136,8 @@ def lay_out_steps(recipe: Recipe, model: VisionLanguageModel, mixture: Mixture |
     if isinstance(mixture, Mixture) and config.epochs:
         samples = math.ceil(config.epochs * mixture.epoch_size)
     elif config.flops:
-        samples = affordable(config.flops, recipe, new_steps(*common, JUDGED_SAMPLES))
-    return new_steps(*common, samples), new_held_out(*common)
+        samples = affordable(config.flops, recipe, new_steps(*common, JUDGED_SAMPLES))  # on every rank the same
+    return new_steps(*common, samples, ranks), new_held_out(*common, ranks)
 
 
 def choose_packing(recipe: Recipe, model: VisionLanguageModel) -> Packing:
@@ -133,12 +165,18 @@ def affordable(flops: float, recipe: Recipe, first: Steps) -> int:
     return int(flops / a_sample)
 
 
+def fingerprint_data(mixture: Mixture | Stream) -> str:
+    """A hash of the training samples and their order, whatever the number of them that a run sees."""
+    digest = hashlib.sha256()
+    for part in mixture.fingerprint():
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def fingerprint_order(mixture: Mixture | Stream, steps: Steps) -> str:
     """A hash of which sample comes when: equal for two runs that see the same samples in the same order.
 
     Of a stream, without reading it to its end: its first window's ids, and the seeds that decide all others.
     """
-    digest = hashlib.sha256(f"{steps.samples}:{steps.samples_per_step}".encode())
-    for part in mixture.fingerprint():
-        digest.update(part)
-    return digest.hexdigest()
+    size = f"{steps.samples}:{steps.samples_per_step}:"
+    return hashlib.sha256((size + fingerprint_data(mixture)).encode()).hexdigest()

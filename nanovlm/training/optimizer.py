@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanovlm.errors import ConfigError
 from nanovlm.experiment import Training
@@ -24,6 +26,7 @@ class Optimizer:
     def __init__(self, model: VisionLanguageModel, config: Training, total_steps: int, precision: Precision) -> None:
         self.config, self.total_steps, self.scaler = config, total_steps, precision.scaler
         self.step_number = 0
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         model.train_only(config.trained_roles)
         self.groups = {role: found for role in config.trained_roles if (found := model.trainable(role))}
         self._check_groups()
@@ -62,31 +65,42 @@ class Optimizer:
         if loss.requires_grad:  # not so where only the projector is trained, and a row has no picture
             self.scaler.scale(loss).backward()
 
-    def step(self) -> Tensor:
-        """Update the weights from the gradients gathered since the last call; the gradient's norm before clipping."""
-        trained = [parameter for parameters in self.groups.values() for parameter in parameters]
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Of all components that are trained at some time."""
+        return [parameter for parameters in self.groups.values() for parameter in parameters]
+
+    def step(self, num_targets: Tensor | None = None) -> Tensor:
+        """Update the weights from the gradients gathered since the last call; the gradient's norm before clipping.
+
+        num_targets: of all processes, on the device; where it is 0 nothing was learnt, and nothing is updated.
+        """
+        trained = self.trained
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if not gradients:
             self.advance()
             return torch.zeros_like(self.lost)
+        nothing = torch.zeros_like(self.lost) if num_targets is None else (num_targets == 0).float()
+        if self.scaler.is_enabled():  # it leaves an update out for one reason only
+            gradients[0].add_(torch.where(nothing > 0, torch.inf, 0.0).to(gradients[0].dtype))
         self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, self.config.max_grad_norm, norm)
-        self._update(found_inf=(~norm.isfinite()).float())
+        self._update((~norm.isfinite()).float() * (1 - nothing), nothing)
         self.adamw.zero_grad()
         self.advance()
         return norm
 
-    def _update(self, found_inf: Tensor) -> None:
-        """AdamW's step, which its fused kernel leaves out where ``found_inf`` is 1."""
-        self.lost = self.lost + found_inf
-        self.lost_in_a_row = (self.lost_in_a_row + found_inf) * found_inf
+    def _update(self, lost: Tensor, nothing: Tensor) -> None:
+        """AdamW's step, which its fused kernel leaves out where the update is ``lost``, or there is ``nothing``."""
+        self.lost = self.lost + lost
+        self.lost_in_a_row = torch.where(nothing > 0, self.lost_in_a_row, (self.lost_in_a_row + lost) * lost)
         if self.scaler.is_enabled():  # it looks for itself, and lowers its scale
             self.scaler.step(self.adamw)
             self.scaler.update()
         else:
-            self.adamw.found_inf = found_inf  # type: ignore[attr-defined]  # what the scaler sets, too
+            self.adamw.found_inf = torch.maximum(lost, nothing)  # type: ignore[attr-defined]  # what the scaler sets, too
             self.adamw.step()
 
     def advance(self) -> None:
@@ -101,3 +115,24 @@ class Optimizer:
             group["lr"] = getattr(self.config.learning_rate, role) * factor
             for parameter in self.groups[role]:
                 parameter.requires_grad_(self.trains(role))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """AdamW's tensors by the names of their parameters, and the numbers beside them."""
+        tensors = {
+            f"{self.names[parameter]}.{key}": value
+            for parameter, values in self.adamw.state.items()
+            for key, value in values.items()
+        }
+        lost = {"lost": float(self.lost), "lost_in_a_row": float(self.lost_in_a_row)}
+        return tensors, {"step_number": self.step_number, "scaler": self.scaler.state_dict(), **lost}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        parameters = {name: parameter for parameter, name in self.names.items()}
+        for name, tensor in tensors.items():
+            of, _, key = name.rpartition(".")
+            self.adamw.state[parameters[of]][key] = tensor.to(parameters[of].device)
+        self.scaler.load_state_dict(facts["scaler"])
+        self.lost, self.lost_in_a_row = (self.lost.new_tensor(facts[key]) for key in ("lost", "lost_in_a_row"))
+        self.step_number = facts["step_number"]
+        self._set_learning_rates()

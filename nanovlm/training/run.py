@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import numbered
 from nanovlm.files import write_whole
-from nanovlm.yaml_reader import dump_yaml
+from nanovlm.yaml_reader import dump_yaml, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, if the code runs from one
 PACKAGES = (
     "nanovlm", "torch", "transformers", "timm", "peft", "datasets", "tokenizers", "safetensors", "pillow", "pydantic",
 )  # fmt: skip
+
+
+NEVER_BEGAN = {".lock", "experiment.yaml"}  # what a run leaves that ended before it began
 
 
 class Run:
@@ -38,6 +44,16 @@ class Run:
         self.model = folder / "model"
         self.best_model = folder / "model-best"
         self.summary = folder / "summary.json"
+        self.provenance = folder / "provenance.json"
+        self.checkpoints = folder / "checkpoints"
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run that is there; a ConfigError if it is none."""
+        chosen = Path(folder).resolve()  # `latest` may point at another one soon
+        if not (chosen / "experiment.yaml").is_file():
+            raise ConfigError(f"--resume {folder}: it holds no experiment.yaml, so it is no run's folder")
+        return cls(chosen, str(read_yaml(chosen / "experiment.yaml").get("name", "")))
 
     @classmethod
     def create(cls, recipe: Recipe, folder: str | Path | None = None) -> Run:
@@ -45,7 +61,7 @@ class Run:
         name = recipe.experiment.name
         if folder is not None:
             chosen = Path(folder)
-            if chosen.is_dir() and any(chosen.iterdir()):
+            if chosen.is_dir() and {file.name for file in chosen.iterdir()} not in (set(), NEVER_BEGAN):
                 raise ConfigError(f"--run-dir {chosen}: the folder is not empty; name a new one, or remove it")
             try:
                 chosen.mkdir(parents=True, exist_ok=True)
@@ -64,6 +80,36 @@ class Run:
         write_whole(run.experiment, dump_yaml(recipe.dump()))
         return run
 
+    @property
+    def resume_command(self) -> str:
+        return shlex.join(["nanovlm", "train", "--resume", str(self.folder)])
+
+    @property
+    def plugin_files(self) -> list[str]:
+        """The run's own copies of the plugins that were given by path."""
+        return [str(file) for file in sorted(self.folder.glob("*.py"))]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block no other process trains in this folder; a ConfigError if one does already."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however a process ends
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.folder}: another process trains in this folder; wait for it, or stop it"
+                ) from None
+            yield
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a step, the evaluations of this step included: it will be logged again."""
+        if not self.metrics.is_file():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _is_before(line, step)]
+        write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
+
     def evaluation(self, benchmark: str, step: int, suffix: str = ".jsonl") -> Path:
         return self.folder / "evaluation" / benchmark / f"{step}{suffix}"
 
@@ -74,10 +120,10 @@ class Run:
     def write_json(self, file: Path, content: dict[str, Any]) -> None:
         write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def record_provenance(self, recipe: Recipe, model: nn.Module, data_order: str) -> None:
-        """What the run was made of: versions, code, plugins, the order of its data and its initial weights."""
+    def record_provenance(self, recipe: Recipe, model: nn.Module, hashes: dict[str, str]) -> None:
+        """What the run was made of: versions, code, plugins, ``hashes`` of its data, and its initial weights."""
         self.write_json(
-            self.folder / "provenance.json",
+            self.provenance,
             {
                 "versions": {"python": platform.python_version(), **_versions()},
                 "git": _git_state(),
@@ -85,12 +131,21 @@ class Run:
                     plugin.provenance()
                     for plugin in sorted({part.plugin for part in recipe.parts}, key=lambda plugin: plugin.module)
                 ],
-                "data_order": data_order,
+                **hashes,
                 "initial_weights": {role: fingerprint(getattr(model, role)) for role in ROLES},
             },
         )
         for file, copy in plugin_copies(self.folder, recipe.registries.files).items():
             write_whole(copy, file.read_text(encoding="utf-8"))
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        event = json.loads(line)
+    except ValueError:  # the last line of a process that was killed
+        return False
+    logged = event.get("step", 0)
+    return bool(logged <= step if event.get("event") == "step" else logged < step)
 
 
 def plugin_copies(folder: Path, files: Sequence[str]) -> dict[Path, Path]:

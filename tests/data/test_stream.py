@@ -53,7 +53,7 @@ def steps_of(source: Stream, samples_per_step: int = 8, samples: int = 100) -> S
 
 
 def numbers(source: Stream, count: int) -> list[int]:
-    return [row.content for row in islice(source.rows(), count)]
+    return [row.content for row, _ in islice(source.rows(), count)]
 
 
 def test_windows_are_permuted_and_whole():

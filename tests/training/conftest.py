@@ -12,6 +12,7 @@ from nanovlm import VisionLanguageModel, train
 from nanovlm.flops import Cost
 from nanovlm.planning import check_lengths
 from nanovlm.training.launch import lay_out_steps, open_benchmarks, open_mixture
+from nanovlm.training.precision import choose_device
 from nanovlm.training.run import Run
 from nanovlm.training.trackers import MetricsLog, Trackers
 from nanovlm.training.trainer import Parts, Trainer
@@ -37,6 +38,7 @@ def trainer(tmp_path):
     def trainer(*overrides: str) -> Trainer:
         recipe = tiny_recipe(*overrides)
         model = VisionLanguageModel(recipe.blueprint, recipe.experiment.seed)
+        model.to(choose_device(recipe.experiment.device))
         steps, held_out = lay_out_steps(recipe, model, open_mixture(recipe))
         folder = Run.create(recipe, tmp_path / f"trained-{next(numbers)}")
         log = Trackers([MetricsLog(MetricsLog.Config(), folder)])

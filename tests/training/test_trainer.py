@@ -16,7 +16,6 @@ from nanovlm.errors import DivergedError
 from nanovlm.flops import Cost
 from nanovlm.training.launch import lay_out_steps, open_mixture
 from nanovlm.training.run import fingerprint
-from nanovlm.training.trackers import Trackers
 
 ROLES = ("vision_encoder", "projector", "language_decoder")
 
@@ -106,7 +105,7 @@ def test_a_budget_that_pays_for_no_sample_is_refused(run):
 def test_the_utilisation_of_a_known_gpu_is_told_with_each_step(trainer):
     some = trainer()
     some.clock.peak = 1e12
-    some.trackers, told = Trackers([watching := Watching()]), []
+    some.trackers.trackers, told = [watching := Watching()], []
     watching.step_finished = told.append
     some.train()
     with torch.device("meta"):
@@ -232,9 +231,10 @@ def test_evaluating_on_the_way_changes_nothing(run):
     assert same(busy.tensors(), plain.tensors())
 
 
-def test_half_precision_learns_the_same_and_keeps_its_weights_whole(run):
-    whole, half = (run("training.steps=5", f"training.precision={kind}") for kind in ("fp32", "bf16"))
-    assert half.summary["precision"] == "bf16"
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_the_same_and_keeps_its_weights_whole(run, precision):
+    whole, half = (run("training.steps=5", f"training.precision={kind}") for kind in ("fp32", precision))
+    assert half.summary["precision"] == precision
     assert half.metric("loss") != whole.metric("loss")
     assert half.metric("loss") == pytest.approx(whole.metric("loss"), rel=0.03)
     assert {tensor.dtype for tensor in half.tensors().values()} == {torch.float32}
@@ -272,19 +272,19 @@ class Watching(Tracker):
 
 def test_trackers_are_told_of_every_moment_once(trainer):
     some = trainer("training.steps=2", "data.validation.share=0.2")
-    some.trackers = Trackers([watching := Watching()])
+    some.trackers.trackers = [watching := Watching()]
     some.train()
     assert watching.moments == ["started", 1, 2, (None, 0), ("shapes", 8), "finished"]
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt()])
 def test_trackers_are_told_of_a_failure_even_if_one_of_them_fails(trainer, monkeypatch, error):
-    def crash(benchmark):
+    def crash(benchmark, step):
         raise error
 
     some = trainer("training.steps=2", "benchmarks.0.every=1")
-    some.trackers = Trackers([first := Watching(fails=True), second := Watching()])
-    monkeypatch.setattr(some, "evaluate", crash)
+    some.trackers.trackers = [first := Watching(fails=True), second := Watching()]
+    monkeypatch.setattr(some.evaluations, "evaluate", crash)
     with pytest.raises(type(error)) as caught:
         some.train()
     assert caught.value is error
