@@ -5,18 +5,15 @@ A plugin needs nothing beyond these names and the modules that hold them.
 
 from nanovlm.attention import Segments
 from nanovlm.components import (
-    Benchmark,
     ComponentConfig,
-    Dataset,
     ImageSpec,
     LanguageDecoder,
     PatchGrid,
-    Sample,
     TextConfig,
     Tracker,
-    Turn,
     VisionEncoder,
 )
+from nanovlm.data.dataset import Benchmark, Dataset, Sample, Turn
 from nanovlm.errors import CheckpointError, ConfigError, DataError, NanoVLMError, PluginError, SkipSample, unknown
 from nanovlm.experiment import Experiment, load_experiment
 from nanovlm.hookspecs import hookimpl

@@ -11,18 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 GROUP_WASTE = 0.25  # samples share a group while padding stays under this share of it
 GROUP_MIN_LENGTH = 16  # below this many tokens, padding is cheaper than another kernel launch
-CAUSAL = (-1, 0)  # how far a query looks to its left (all the way) and to its right
-NATIVE_GROUPS = "enable_gqa" in signature(varlen_attn).parameters  # not in torch 2.11: keys are repeated there
 
 
 @dataclass  # not frozen: of a frozen one torch 2.11 looks at every field, and compiles anew for each row's groups
@@ -100,21 +95,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     q (T, H, d), k and v (T, K, d) where K divides H (grouped queries; Ainslie et al. 2023, arXiv 2305.13245)
     -> (T, H, d).
     """
-    return (varlen_attention if segments.longest else grouped_attention)(q, k, v, segments)
+    if segments.longest:
+        from nanovlm.varlen import varlen_attention  # brings torch's compiler along, which takes a while to import
+
+        return varlen_attention(q, k, v, segments)
+    return grouped_attention(q, k, v, segments)
 
 
-def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """By flash attention's kernel for samples of different lengths, on CUDA in half precision."""
-    options: dict[str, Any] = {"window_size": CAUSAL}
-    if NATIVE_GROUPS:
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
-    else:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    ends, longest = segments.cu_seqlens, segments.longest
-    return varlen_attn(q, k, v, ends, ends, longest, longest, **options)  # type: ignore[return-value]
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # each row has groups of other shapes: a graph of them would never be used again
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """By scaled dot product attention, on any device and in any precision."""
     results = []
@@ -124,6 +111,12 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Te
         result = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
         results.append(result.transpose(1, 2).flatten(0, 1))  # (G*L, H, d)
     return torch.cat(results)[segments.inverse]
+
+
+def keep_groups_out_of_graphs() -> None:
+    """Before anything is compiled: each row has groups of other shapes, so that no graph would be used again."""
+    global grouped_attention
+    grouped_attention = torch.compiler.disable(grouped_attention)
 
 
 def varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.components import Benchmark, Dataset, LanguageDecoder, Split, TextConfig, VisionEncoder
+from nanovlm.components import LanguageDecoder, TextConfig, VisionEncoder
 from nanovlm.data.conversation import read_template
+from nanovlm.data.dataset import Benchmark, Dataset, Split
 from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, g
 from pydantic import BaseModel, ValidationError
 
 if TYPE_CHECKING:
-    from nanovlm.components import Sample
+    from nanovlm.data.dataset import Sample
 
 
 class NanoVLMError(Exception):

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field
 
 from nanovlm import Benchmark, ComponentConfig, ConfigError, DataError, Sample, Turn, hookimpl
-from nanovlm.components import Schema, Split, parse
+from nanovlm.components import Schema, parse
 from nanovlm.data.conversation import IMAGE_MARK
+from nanovlm.data.dataset import Split
 from nanovlm.data.huggingface import one_colour, picture
 from nanovlm.data.images import ImageSource
 

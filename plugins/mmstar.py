@@ -23,7 +23,7 @@ from string import ascii_uppercase
 from typing import Any, Self
 
 from nanovlm import Benchmark, ComponentConfig, Sample, SkipSample, Turn, hookimpl
-from nanovlm.components import Split
+from nanovlm.data.dataset import Split
 from nanovlm.data.huggingface import Columns, load_rows, one_colour, picture
 from nanovlm.evaluation.evaluator import Item
 from nanovlm.evaluation.metrics import accuracy, wilson_interval

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from nanovlm import Benchmark, ComponentConfig, Sample, Turn, hookimpl
-from nanovlm.components import Split
+from nanovlm.data.dataset import Split
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
 KINDS = ("circle", "square", "triangle")

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import example, model_of, tiny_model, tiny_recipe
 from torch import nn
+from versions import older
 
 from nanovlm import CheckpointError, ConfigError, Turn, VisionLanguageModel, train
 from nanovlm.adapters import is_adapter
@@ -272,6 +273,7 @@ def test_a_decoder_without_linear_layers_cannot_be_adapted():
         model_of(VISION, {"name": "hf_decoder", "architecture": gpt2, "lora": {}})
 
 
+@pytest.mark.skipif(older("transformers", than="5.16"), reason="its Mamba calls all of its layers")
 def test_a_layer_that_is_never_called_is_not_adapted_in_vain():
     mamba = {"model_type": "mamba", **SIZES, "state_size": 4}
     message = r"an adapter at dt_proj would do nothing.*; name others, targets: \[in_proj, out_proj, x_proj\]$"

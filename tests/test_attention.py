@@ -150,8 +150,8 @@ def plain_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("lengths", [*LENGTHS[:6], [3, 0, 2, 0, 0]], ids=str)
 def test_varlen_attention_gets_what_its_kernel_needs(monkeypatch, lengths, heads, native):
-    monkeypatch.setattr("nanovlm.attention.varlen_attn", plain_varlen)
-    monkeypatch.setattr("nanovlm.attention.NATIVE_GROUPS", native)
+    monkeypatch.setattr("nanovlm.varlen.varlen_attn", plain_varlen)
+    monkeypatch.setattr("nanovlm.varlen.NATIVE_GROUPS", native)
     qkv, segments = random_qkv(sum(lengths), *heads), Segments.of(lengths, longest=128)
     assert not segments.groups
     torch.testing.assert_close(attention(*qkv, segments), plain_attention(*qkv, lengths), rtol=1e-9, atol=1e-11)

@@ -202,7 +202,7 @@ WRONG = {
     ),
     "a negative limit": (
         ["evaluate", "{here}/model", "--benchmark", "shapes", "--limit", "-1"],
-        ["--limit", "greater than or equal to 0"],
+        ["Invalid value for '--limit'"],
     ),
     "a folder to write items to": (
         ["evaluate", "{here}/model", "--benchmark", "shapes", "--output", "{here}/empty"],
@@ -219,11 +219,11 @@ WRONG = {
     ),
     "a mark without a picture": ([*ASK[:-1], "<image>?"], ["--prompt marks 1 places with <image>, --image names 0"]),
     "too long an answer": ([*ASK, "--max-new-tokens", "1000"], ["the decoder at most 256", "lower max_new_tokens"]),
-    "no answer": ([*ASK, "--max-new-tokens", "0"], ["--max-new-tokens", "greater than or equal to 1"]),
+    "no answer": ([*ASK, "--max-new-tokens", "0"], ["Invalid value for '--max-new-tokens'"]),
     "an unknown device": ([*ASK, "--device", "tpu"], ["--device", "'tpu' is not one of"]),
     "an unknown name in the list": (["list", "shape"], ["unknown component 'shape'. Did you mean 'shapes'?"]),
     "an unknown command": (["trian"], ["No such command 'trian'"]),
-    "an unknown switch": ([*PLAN, "--jsn"], ["No such option: --jsn"]),
+    "an unknown switch": ([*PLAN, "--jsn"], ["No such option", "--jsn"]),
     "an argument left out": (["train"], ["Missing argument"]),
     "an option left out": (["generate", "--model", "{here}/model"], ["Missing option '--prompt'"]),
 }

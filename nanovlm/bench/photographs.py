@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from nanovlm.bench.synthetic import lengths_below, num_supervised
-from nanovlm.components import Dataset, Sample, Turn
+from nanovlm.data.dataset import Dataset, Sample, Turn
 from nanovlm.seeding import generator
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 90

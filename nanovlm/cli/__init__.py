@@ -1,5 +1,6 @@
 """The command line: one small module a command, each a few lines of the public Python API."""
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from nanovlm.cli import bench, evaluate, generate, listing, plan, train
 from nanovlm.errors import NanoVLMError
 from nanovlm.training.interrupts import Stopped
+from nanovlm.training.torchrun import is_first
 
 app = typer.Typer(
     name="nanovlm",
@@ -37,13 +39,18 @@ def every_command(
     pass
 
 
+def speaker() -> str:
+    """Who reports: of several processes only one may have something to say."""
+    return "nanovlm" if is_first() else f"nanovlm: rank {os.environ['RANK']}"
+
+
 def main() -> None:
     """Exit status: 0 done, 2 the user's input was wrong (a message, no traceback), 1 anything else (a run stopped)."""
     try:
         app(prog_name="nanovlm")  # of `python -m` too
     except NanoVLMError as error:
-        print(f"nanovlm: {error}", file=sys.stderr)
+        print(f"{speaker()}: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
-        print(f"nanovlm: {stopped}", file=sys.stderr)
+        print(f"{speaker()}: {stopped}", file=sys.stderr)
         sys.exit(1)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanovlm.components import TextConfig, Turn
+from nanovlm.components import TextConfig
+from nanovlm.data.dataset import Turn
 from nanovlm.errors import ConfigError, SkipSample
 
 QUESTION_ANSWER = (

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from nanovlm.blueprint import located
-from nanovlm.components import ImageSpec, Sample
+from nanovlm.components import ImageSpec
 from nanovlm.data.conversation import TextFormat
+from nanovlm.data.dataset import Sample
 from nanovlm.data.filling import Filling
 from nanovlm.data.images import stack_images
 from nanovlm.data.mixture import Member, Mixture

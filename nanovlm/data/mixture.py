@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanovlm.components import Dataset, Sample
+from nanovlm.data.dataset import Dataset, Sample
 from nanovlm.errors import DataError
 from nanovlm.experiment import Data
 from nanovlm.seeding import derived_seed, generator

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 
 from nanovlm.blueprint import located
-from nanovlm.components import Dataset, Row
+from nanovlm.data.dataset import Dataset, Row
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Member, is_held_out, origin
 from nanovlm.data.ranks import ALONE, Ranks

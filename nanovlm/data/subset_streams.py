@@ -7,7 +7,7 @@ from heapq import merge
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from nanovlm.components import Row
+from nanovlm.data.dataset import Row
 from nanovlm.data.huggingface import StreamedRows
 from nanovlm.data.ranks import ALONE, Ranks
 from nanovlm.data.subsets import Content, Subsets
@@ -26,8 +26,8 @@ class Progress(NamedTuple):
 class StreamedSubsets(Subsets):
     """Subsets that are interleaved in a stream, evenly if the source tells their sizes.
 
-    A part of a subset (a weight of 0.5) is the same rows in each pass, chosen by a hash of the id. The state of the
-    stream is each subset's ``Progress``, by its name.
+    A part of a subset (a weight of 0.5) is the same rows in each pass, chosen by a hash of the id, where by index it is
+    another half in each epoch. The state of the stream is each subset's ``Progress``, by its name.
     """
 
     def stream(self) -> Iterator[Row]:

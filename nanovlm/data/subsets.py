@@ -6,27 +6,17 @@ A row is ``{images: [...], texts: [{user, assistant}, ...]}``, with as many pict
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from heapq import merge
-from itertools import accumulate, islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import inf
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from nanovlm.components import ComponentConfig, Dataset, Row, Sample, Split, Subset, Turn
-from nanovlm.data.huggingface import (
-    Columns,
-    Rows,
-    StreamedRows,
-    config_names,
-    load_rows,
-    one_colour,
-    picture,
-    stream_rows,
-)
-from nanovlm.errors import ConfigError, DataError, unknown
-from nanovlm.seeding import derived_seed
+from nanovlm.components import ComponentConfig
+from nanovlm.data.dataset import Dataset, Row, Sample, Split, Subset, Turn
+from nanovlm.data.huggingface import Columns, config_names, load_rows, one_colour, picture, stream_rows
+from nanovlm.errors import ConfigError, unknown
 
 Content = dict[str, Any]
 
@@ -64,8 +54,7 @@ class SubsetsConfig(ComponentConfig):
 class Subsets(Dataset):
     """Indices run through the subsets in the order of their names in the config; an id is ``subset/row``.
 
-    In a stream the subsets are interleaved, evenly if the source tells their sizes; a part of a subset (a weight of
-    0.5) is the same rows in each pass, chosen by a hash of the id, where by index it is another half in each epoch.
+    How the rows are a stream is told in subset_streams.py.
     """
 
     Config: ClassVar[type[SubsetsConfig]]
@@ -102,35 +91,6 @@ class Subsets(Dataset):
         sizes = [end - start for start, end in zip([0, *self.ends], self.ends, strict=False)]
         return [Subset(name, size, self._weight(name)) for name, size in zip(self.rows, sizes, strict=True)]
 
-    def stream(self) -> Iterator[Row]:
-        known = {name: _size(rows) for name, rows in self.rows.items()}
-        sizes = {name: min(size, self.config.max_rows or size) for name, size in known.items() if size}
-        evenly = len(sizes) == len(known)  # else they take turns
-
-        def placed(name: str) -> Iterator[tuple[float, Row]]:
-            """A subset's rows, each with its place in the pass: rising, and equally far apart."""
-            total = self._weight(name) * (sizes[name] if evenly else 1)
-            return (((n + 0.5) / total, row) for n, row in enumerate(self._passes(name)))
-
-        return (row for _, row in merge(*map(placed, self.rows), key=lambda pair: pair[0]))
-
-    def _passes(self, name: str) -> Iterator[Row]:
-        """A subset's rows, as often as its weight says: whole passes, and then the rest of one.
-
-        Raises DataError if that is not a single row; since the subsets are interleaved, with the stream's first one.
-        """
-        left = weight = self._weight(name)
-        rows = used = 0
-        while left > 0:
-            for rows, content in enumerate(islice(self.rows[name], self.config.max_rows or None), start=1):
-                row = Row(f"{name}/{rows - 1}", content, name)
-                if left >= 1 or derived_seed("weight", row.id) < left * 2**63:
-                    used += 1
-                    yield row
-            left -= 1
-        if rows and not used:
-            raise DataError(f"weights: {name}={weight:g} of {rows} rows is not one; raise it, or leave the subset out")
-
     def _weight(self, name: str) -> float:
         return self.config.weights.get(name, 1.0)
 
@@ -158,10 +118,6 @@ def _refuse_unknown(option: str, names: Iterable[str], known: Sequence[str], hin
     for name in names:
         if name not in known:
             raise ConfigError(f"{option}: {unknown('subset', name, known)}{hint}")
-
-
-def _size(rows: Rows | StreamedRows | Sequence[Content]) -> int | None:
-    return rows.size if isinstance(rows, StreamedRows) else len(rows)
 
 
 def tiny_row(colour: str, *questions: str) -> Content:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from nanovlm.components import Sample, Turn
 from nanovlm.data.conversation import IMAGE_MARK
+from nanovlm.data.dataset import Sample, Turn
 from nanovlm.seeding import generator
 
 

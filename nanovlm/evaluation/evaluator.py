@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanovlm.components import Benchmark, Sample
 from nanovlm.data.conversation import IMAGE_MARK
+from nanovlm.data.dataset import Benchmark, Sample
 from nanovlm.errors import DataError, SkipSample
 from nanovlm.evaluation.controls import shuffled, without_images
 from nanovlm.evaluation.metrics import accuracy, wilson_interval

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nanovlm.components import Sample
+from nanovlm.data.dataset import Sample
 from nanovlm.data.images import open_image
 from nanovlm.evaluation.evaluator import Item
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nanovlm.attention import keep_groups_out_of_graphs
 from nanovlm.errors import ConfigError, summary
 from nanovlm.experiment import Training
 from nanovlm.model import VisionLanguageModel
@@ -32,6 +33,8 @@ def compiles(config: Training, device: torch.device) -> bool:
 def prepare_blocks(model: VisionLanguageModel, config: Training) -> None:
     """Compile and checkpoint the model's blocks in place, as ``config`` says; the weights keep their names."""
     compiling, decoder = compiles(config, model.device), model.language_decoder
+    if compiling:
+        keep_groups_out_of_graphs()
     static = decoder.varlen  # others get other shapes with each row
     if compiling:  # past its limit torch would run a block as it is, with no more than a warning
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)

@@ -7,6 +7,7 @@ many rows, who has none at all, or from which step on a component is trained.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,7 +91,8 @@ class Group:
         """
         _fill_missing(parameters)
         totals = {name: loss.new_full((), value) for name, value in (counts or {}).items()}
-        return Totals(loss.detach(), loss.new_full((), num_targets), totals)
+        loss = loss.detach() if num_targets else loss.new_full((), math.nan)
+        return Totals(loss, loss.new_full((), num_targets), totals)
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor

@@ -37,6 +37,9 @@ class Optimizer:
         betas = (config.betas[0], config.betas[1])
         self.adamw = torch.optim.AdamW(options, betas=betas, fused=True)
         self.lost = self.lost_in_a_row = torch.zeros((), device=model.device)
+        self.scaler.scale(
+            self.lost
+        )  # makes its scale when first used; the first step of one of several may have no row
         self._set_learning_rates()
 
     def _check_groups(self) -> None:
@@ -81,8 +84,6 @@ class Optimizer:
             self.advance()
             return torch.zeros_like(self.lost)
         nothing = torch.zeros_like(self.lost) if num_targets is None else (num_targets == 0).float()
-        if self.scaler.is_enabled():  # it leaves an update out for one reason only
-            gradients[0].add_(torch.where(nothing > 0, torch.inf, 0.0).to(gradients[0].dtype))
         self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.max_grad_norm:
@@ -96,12 +97,10 @@ class Optimizer:
         """AdamW's step, which its fused kernel leaves out where the update is ``lost``, or there is ``nothing``."""
         self.lost = self.lost + lost
         self.lost_in_a_row = torch.where(nothing > 0, self.lost_in_a_row, (self.lost_in_a_row + lost) * lost)
-        if self.scaler.is_enabled():  # it looks for itself, and lowers its scale
-            self.scaler.step(self.adamw)
+        self.adamw.found_inf = torch.maximum(lost, nothing)  # type: ignore[attr-defined]  # what a scaler sets, too
+        self.adamw.step()
+        if self.scaler.is_enabled():
             self.scaler.update()
-        else:
-            self.adamw.found_inf = torch.maximum(lost, nothing)  # type: ignore[attr-defined]  # what the scaler sets, too
-            self.adamw.step()
 
     def advance(self) -> None:
         """Go on to the next step's learning rates, and to what is trained in it."""

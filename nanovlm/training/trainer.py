@@ -146,8 +146,8 @@ class Trainer:
             return metrics
         losses = [torch.zeros((), device=self.device), *(self.backward(row, num_targets) for row in step.rows)]
         told = {"told_to_end": float(bool(self.interrupts.requested))}
-        totals = self.group.sum_gradients(self.optimizer.trained, torch.stack(losses).sum(), num_targets, told)
         with self.memory.row(step.rows[-1], self.step + 1) if step.rows else nullcontext():
+            totals = self.group.sum_gradients(self.optimizer.trained, torch.stack(losses).sum(), num_targets, told)
             metrics |= {"loss": totals.loss, "grad_norm": self.optimizer.step(totals.num_targets)}
         metrics |= {"lost_updates": self.optimizer.lost, "lost_in_a_row": self.optimizer.lost_in_a_row}
         return metrics | totals.counts

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from nanovlm import Dataset, Sample, SkipSample, Turn
-from nanovlm.components import Subset
+from nanovlm.data.dataset import Subset
 from nanovlm.data.mixture import Mixture
 from nanovlm.experiment import Data
 

@@ -1,4 +1,4 @@
-"""Bounded memory: `pytest -m slow tests/data/test_long_stream.py` (minutes)."""
+"""Bounded memory: `pytest -m slow tests/data/test_long_stream.py` (four to eight minutes for each of the two)."""
 
 import json
 import resource
@@ -17,7 +17,7 @@ PLUGIN = f"""
 import os
 from PIL import Image
 from nanovlm import ComponentConfig, Dataset, Sample, Tracker, Turn, hookimpl
-from nanovlm.components import Row
+from nanovlm.data.dataset import Row
 
 class Endless(Dataset):
     class Config(ComponentConfig):

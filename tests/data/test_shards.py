@@ -97,3 +97,8 @@ def test_a_shard_that_was_read_to_its_end_is_not_opened_again():
         again = Numbered(3, 3, 3)
         numbers(again, place=place)
         assert again.opened == list(range((number + 1) // 3, 3))
+
+
+def test_a_place_at_a_shards_end_is_the_next_ones_beginning():
+    """As it is told where nobody knew yet that the shard had no more rows."""
+    assert numbers(Numbered(3, 3), place=Place(0, 3, 3)) == [3, 4, 5]

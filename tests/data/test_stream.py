@@ -8,8 +8,8 @@ from test_loader import BROKEN, assert_same, data_of, preparation, shades
 from tiny import tiny_experiment
 
 from nanovlm import ConfigError, DataError, Dataset, Sample, SkipSample, Turn, train
-from nanovlm.components import Row
 from nanovlm.data import stream
+from nanovlm.data.dataset import Row
 from nanovlm.data.loader import Packing
 from nanovlm.data.mixture import is_held_out
 from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps, ahead
@@ -218,7 +218,7 @@ def test_a_stream_that_is_all_held_out_is_an_error():
 PLUGIN = """
 from PIL import Image
 from nanovlm import Benchmark, ComponentConfig, DataError, Sample, Turn, hookimpl
-from nanovlm.components import Row
+from nanovlm.data.dataset import Row
 
 class River(Benchmark):
     class Config(ComponentConfig):

@@ -6,6 +6,7 @@ from hf_folder import rewrite_config
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
+from versions import older
 
 from nanovlm import CheckpointError, ConfigError, Segments, load_plugins
 from nanovlm.planning import plan
@@ -24,6 +25,7 @@ SMALL = {
     "eos_token_id": 2,
 }
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
+MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8}
 QWEN3_NEXT = {
     "head_dim": 8,
     "linear_num_value_heads": 4,
@@ -36,6 +38,7 @@ QWEN3_NEXT = {
     "shared_expert_intermediate_size": 16,
     "layer_types": ["linear_attention", "full_attention"],
 }
+OLDER = older("transformers", than="5.24")
 FAMILIES = {  # the options of each; whether a packed row is read rightly; which cache is
     "llama": ({}, "packed", "kept"),
     "mistral": ({"sliding_window": 8}, "packed", "kept"),
@@ -46,14 +49,14 @@ FAMILIES = {  # the options of each; whether a packed row is read rightly; which
     "granite": ({"logits_scaling": 8.0, "embedding_multiplier": 12.0}, "packed", "kept"),
     "cohere": ({"logit_scale": 0.25}, "packed", "kept"),
     "gpt2": ({}, "packed", "kept"),
-    "falcon": ({}, "packed", "kept"),
+    "falcon": ({}, "padded" if OLDER else "packed", "kept"),
     "mixtral": ({"num_local_experts": 4}, "packed", "kept"),
     "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, "padded", "kept"),
     "bloom": ({}, "padded", "kept"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "padded", "kept"),
     "qwen3_next": (QWEN3_NEXT, "padded", "kept"),
     "mamba": ({"state_size": 8}, "padded", "recomputed"),
-    "mamba2": ({"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8}, "padded", "kept"),
+    "mamba2": (MAMBA2, "padded", "recomputed" if OLDER else "kept"),
     "rwkv": ({"attention_hidden_size": 32}, "padded", "recomputed"),
     "modernbert-decoder": ({"cls_token_id": 1, "sep_token_id": 2}, "packed", "kept"),
 }

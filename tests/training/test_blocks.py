@@ -37,9 +37,7 @@ def graphs(monkeypatch):
 def varlen_kernel(monkeypatch):
     """In the place of varlen attention's kernel, which no CPU has: anything that depends on all three."""
     monkeypatch.setattr("nanovlm.training.launch.varlen_obstacle", lambda *_: "")
-    monkeypatch.setattr(
-        "nanovlm.attention.varlen_attn", lambda q, k, v, *_, **__: q + (k * v).sum(dim=1, keepdim=True)
-    )
+    monkeypatch.setattr("nanovlm.varlen.varlen_attn", lambda q, k, v, *_, **__: q + (k * v).sum(dim=1, keepdim=True))
 
 
 DEEP = (f"vision_encoder.num_hidden_layers={LAYERS}", f"language_decoder.num_hidden_layers={LAYERS}")

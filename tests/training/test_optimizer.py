@@ -205,3 +205,44 @@ def test_lost_updates_in_a_row_are_counted_from_the_last_good_one():
         optimizer.step()
         counts.append((float(optimizer.lost), float(optimizer.lost_in_a_row)))
     assert counts == [(1, 1), (2, 2), (2, 0), (3, 1)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_in_which_nothing_was_learnt_changes_nothing(precision):
+    """Not even by momentum or decay; neither is it a lost update, nor one that lowers the scale."""
+    model = tiny_model()
+    optimizer = Optimizer(model, tiny_experiment().training, 10, Precision(precision, torch.device("cpu")))
+    scale = optimizer.scaler.get_scale()
+    give_gradients(model, 0.1)
+    optimizer.step(torch.tensor(5))
+    before = fingerprint(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(torch.tensor(0))
+    assert fingerprint(model) == before
+    assert (float(optimizer.lost), optimizer.step_number, optimizer.scaler.get_scale()) == (0, 2, scale)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_its_state_goes_on_elsewhere(precision):
+    def fresh():
+        model = tiny_model()
+        config = tiny_experiment("training.max_grad_norm=0.1").training
+        return model, Optimizer(model, config, 10, Precision(precision, torch.device("cpu")))
+
+    def steps(model, optimizer, scales):
+        for scale in scales:
+            give_gradients(model, scale)
+            optimizer.step()
+
+    model, optimizer = fresh()
+    steps(model, optimizer, [0.1, math.nan, 0.3])
+    tensors, facts = optimizer.state()
+    other, resumed = fresh()
+    other.load_state_dict(model.state_dict())
+    resumed.restore({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+    for each in ((model, optimizer), (other, resumed)):
+        steps(*each, [math.nan, 0.2])
+    assert fingerprint(model) == fingerprint(other)
+    assert optimizer.state()[1] == resumed.state()[1]
+    assert optimizer.learning_rates == resumed.learning_rates

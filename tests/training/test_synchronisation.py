@@ -50,7 +50,7 @@ def no_kernel(q, k, v, *args, **options):
 def test_no_operation_of_a_step_waits_for_the_device(trainer, monkeypatch, overrides, varlen):
     if varlen:
         monkeypatch.setattr("nanovlm.training.launch.varlen_obstacle", lambda *_: "")
-        monkeypatch.setattr("nanovlm.attention.varlen_attn", no_kernel)
+        monkeypatch.setattr("nanovlm.varlen.varlen_attn", no_kernel)
     some = trainer("language_decoder.hidden_size=32", *overrides)
     some.steps = iter(list(some.steps))  # what prepares them works on the host
     assert bool(next(iter(some.steps)).rows[0].segments.longest) == varlen
