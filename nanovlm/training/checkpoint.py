@@ -165,10 +165,11 @@ class Checkpoints:
                 state["sha256"] = _checksum(state)
                 (part / STATE).write_text(json.dumps(state, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(self._failure(snapshot.step, error)) from error
+            raise CheckpointError(self.failure(f"checkpoint of step {snapshot.step}", error)) from error
         self._prune(snapshot.step)
 
-    def _failure(self, step: int, error: OSError) -> str:
+    def failure(self, what: str, error: OSError) -> str:
+        """That something could not be written, what is left of the run, and how to go on."""
         try:
             last, _ = self._search()
         except CheckpointError:
@@ -176,12 +177,12 @@ class Checkpoints:
         remedy = REMEDIES.get(error.errno or 0, f"see to it that {self.folder} can be written")
         if last is None:
             return (
-                f"checkpoint of step {step} could not be written: {_reason(error)}; there is no whole one before it "
-                f"in {self.folder}; {remedy}, then start the run again"
+                f"{what} could not be written: {_reason(error)}; there is no whole checkpoint in {self.folder}; "
+                f"{remedy}, then start the run again"
             )
         return (
-            f"checkpoint of step {step} could not be written: {_reason(error)}; the last whole one is of step "
-            f"{last.step} ({self._folders()[last.step]}); {remedy}, then go on with "
+            f"{what} could not be written: {_reason(error)}; the last whole checkpoint is of step {last.step} "
+            f"({self._folders()[last.step]}); {remedy}, then go on with "
             f"`nanovlm train --resume {shlex.quote(str(self.folder.parent))}`"
         )
 

@@ -15,14 +15,14 @@ from nanovlm.data.loader import HeldOut, Step, Steps
 from nanovlm.data.packing import PackedRow
 from nanovlm.data.tally import Tally
 from nanovlm.data.workers import load, num_workers
-from nanovlm.errors import DivergedError
+from nanovlm.errors import CheckpointError, DivergedError
 from nanovlm.evaluation.evaluator import Questions
 from nanovlm.experiment import Experiment
 from nanovlm.flops import Cost, peak_flops
 from nanovlm.model import VisionLanguageModel
 from nanovlm.seeding import derived_seed
 from nanovlm.training.blocks import eager, prepare_blocks
-from nanovlm.training.checkpoint import Checkpoints, Snapshot
+from nanovlm.training.checkpoint import REMEDIES, Checkpoints, Snapshot
 from nanovlm.training.clock import Clock
 from nanovlm.training.distributed import Group
 from nanovlm.training.evaluations import Evaluations, is_time
@@ -91,6 +91,8 @@ class Trainer:
         except BaseException as error:
             self.trackers.failed(error)
             self.checkpoints.wait()
+            if isinstance(error, OSError) and error.errno in REMEDIES:  # a full disk
+                raise CheckpointError(self.checkpoints.failure("the run's files", error)) from error
             raise
         finally:
             self.steps.close()  # a stream is still being read

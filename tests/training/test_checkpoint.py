@@ -497,7 +497,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, code
     fail_to_write(monkeypatch, code)
     checkpoints.write(snapshot(3))
     message = (
-        f"^checkpoint of step 3 could not be written: {reason}; the last whole one is of step 2 "
+        f"^checkpoint of step 3 could not be written: {reason}; the last whole checkpoint is of step 2 "
         rf"\({folder}/00000002\); {remedy}, then go on with `nanovlm train --resume '{folder.parent}'`$"
     )
     with pytest.raises(CheckpointError, match=message):
@@ -510,7 +510,7 @@ def test_a_full_disk_leaves_the_one_that_was_to_be_replaced(tmp_path, monkeypatc
     checkpoints = written(tmp_path, 1)
     fail_to_write(monkeypatch, errno.ENOSPC)
     checkpoints.write(snapshot(1, {"again": True}))
-    with pytest.raises(CheckpointError, match="the last whole one is of step 1 "):
+    with pytest.raises(CheckpointError, match="the last whole checkpoint is of step 1 "):
         checkpoints.wait()
     assert_same(checkpoints.newest(), snapshot(1))
 
@@ -520,7 +520,7 @@ def test_the_last_whole_one_is_not_one_that_is_broken(tmp_path, monkeypatch):
     emptied(tmp_path / "00000002")
     fail_to_write(monkeypatch, errno.ENOSPC)
     checkpoints.write(snapshot(3))
-    with pytest.raises(CheckpointError, match=r"the last whole one is of step 1 \(.*/00000001\)"):
+    with pytest.raises(CheckpointError, match=r"the last whole checkpoint is of step 1 \(.*/00000001\)"):
         checkpoints.wait()
 
 
@@ -529,7 +529,7 @@ def test_a_disk_that_is_full_from_the_first_one_on(tmp_path, monkeypatch):
     fail_to_write(monkeypatch, errno.ENOSPC)
     checkpoints.write(snapshot(1))
     message = (
-        "^checkpoint of step 1 could not be written: no space left on device; there is no whole one before it in "
+        "^checkpoint of step 1 could not be written: no space left on device; there is no whole checkpoint in "
         f"{tmp_path}/checkpoints; free space, then start the run again$"
     )
     with pytest.raises(CheckpointError, match=message):
@@ -560,7 +560,7 @@ def test_no_folder_to_write_into(tmp_path, what):
     checkpoints = Checkpoints(folder, 9)
     checkpoints.write(snapshot(1))
     message = (
-        f"^checkpoint of step 1 could not be written: .*; there is no whole one before it in {folder}; "
+        f"^checkpoint of step 1 could not be written: .*; there is no whole checkpoint in {folder}; "
         f"see to it that {folder} can be written, then start the run again$"
     )
     with pytest.raises(CheckpointError, match=message):
@@ -588,7 +588,7 @@ except CheckpointError as error:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout.startswith("checkpoint of step 2 could not be written: file too large; the last whole one is of")
+    assert done.stdout.startswith("checkpoint of step 2 could not be written: file too large; the last whole checkpoint is of")
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
     assert Checkpoints(tmp_path, 1).newest().step == 1
 

@@ -1,5 +1,8 @@
 """A run that ended on the way goes on as if it never had: bit for bit, on a CPU in single precision."""
 
+import errno
+import gc
+import multiprocessing
 import os
 import random
 import signal
@@ -11,8 +14,9 @@ import pytest
 from finished import Finished, same
 from tiny import tiny_experiment
 
-from nanovlm import ConfigError, resume, train
+from nanovlm import CheckpointError, ConfigError, resume, train
 from nanovlm.training.interrupts import Stopped
+from nanovlm.training.trackers import MetricsLog
 from nanovlm.training.trainer import Trainer
 
 # All that a run carries along: validation, a benchmark on the way, a thawing component, clipping, dropout, checkpoints.
@@ -261,6 +265,49 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(whole, tmp_path
     assert any("00000005" in note and "optimizer.safetensors" in note for note in told)
     assert "going on after step 4" in told
     check_equal(tmp_path / "run", whole)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(whole, tmp_path, monkeypatch):
+    """Here it is the log that cannot be written any more."""
+    append = MetricsLog._append
+
+    def full(log, line):
+        if line["step"] == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(log, line)
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+        patch.setattr(MetricsLog, "_append", full)
+        train(tiny_experiment(*BUSY), tmp_path / "run")
+    assert str(caught.value).startswith("the run's files could not be written: ")
+    assert "the last whole checkpoint is of step 4" in str(caught.value)
+    assert "free space, then go on with `nanovlm train --resume " in str(caught.value)
+    resume(tmp_path / "run")
+    check_equal(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_steps_leave_nothing_behind(tmp_path):
+    """Memory settles, and no process, open file or temporary file is left."""
+    readings, process = [], Path("/proc/self")
+    report = Trainer.report
+
+    def measured(trainer, metrics):
+        report(trainer, metrics)
+        if trainer.step % 1000 == 0:
+            gc.collect()
+            readings.append(int((process / "statm").read_text().split()[1]))
+
+    before = (set((process / "fd").iterdir()), multiprocessing.active_children(), set(Path("/tmp").glob("*.part")))
+    steps = ("training.steps=20000", "training.samples_per_step=2", "data.workers=1", "checkpoints.every=1000")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "report", measured)
+        train(tiny_experiment(*steps, "data.validation={share: 0.1, every: 1000}"), tmp_path / "run")
+    after = (set((process / "fd").iterdir()), multiprocessing.active_children(), set(Path("/tmp").glob("*.part")))
+    assert [len(left) for left in after] == [len(left) for left in before]
+    assert not list(tmp_path.rglob("*.part"))
+    print(f"pages: {readings}")
+    assert max(readings[4:]) < 1.02 * readings[3]
 
 
 def test_other_data_are_refused(stopped):
