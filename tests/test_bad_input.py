@@ -224,7 +224,8 @@ WRONG = {
     "an unknown name in the list": (["list", "shape"], ["unknown component 'shape'. Did you mean 'shapes'?"]),
     "an unknown command": (["trian"], ["No such command 'trian'"]),
     "an unknown switch": ([*PLAN, "--jsn"], ["No such option", "--jsn"]),
-    "an argument left out": (["train"], ["Missing argument"]),
+    "an experiment left out": (["train"], ["EXPERIMENT is missing: name a YAML file, or a run to go on with by --resume"]),
+    "an argument left out": (["plan"], ["Missing argument"]),
     "an option left out": (["generate", "--model", "{here}/model"], ["Missing option '--prompt'"]),
 }
 

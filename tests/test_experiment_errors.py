@@ -48,7 +48,7 @@ def test_a_file_has_exactly_one_budget(error_of, training, what):
             "experiment",
             "trianing",
             "training",
-            "benchmarks, data, device, extends, language_decoder",
+            "benchmarks, checkpoints, data, device, extends, language_decoder",
         ),
         ("extend=base.yaml", "experiment", "extend", "extends", "data, device, extends"),
         ("training.step=3", "training", "step", "steps", "epochs, final_learning_rate"),

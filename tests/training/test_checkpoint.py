@@ -588,7 +588,8 @@ except CheckpointError as error:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout.startswith("checkpoint of step 2 could not be written: file too large; the last whole checkpoint is of")
+    words = "checkpoint of step 2 could not be written: file too large; the last whole checkpoint is of"
+    assert done.stdout.startswith(words)
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
     assert Checkpoints(tmp_path, 1).newest().step == 1
 
