@@ -224,7 +224,7 @@ WRONG = {
     "an unknown name in the list": (["list", "shape"], ["unknown component 'shape'. Did you mean 'shapes'?"]),
     "an unknown command": (["trian"], ["No such command 'trian'"]),
     "an unknown switch": ([*PLAN, "--jsn"], ["No such option", "--jsn"]),
-    "an experiment left out": (["train"], ["EXPERIMENT is missing: name a YAML file, or a run to go on with by --resume"]),
+    "an experiment left out": (["train"], ["EXPERIMENT is missing: name a YAML file, or a run to go on with by"]),
     "an argument left out": (["plan"], ["Missing argument"]),
     "an option left out": (["generate", "--model", "{here}/model"], ["Missing option '--prompt'"]),
 }

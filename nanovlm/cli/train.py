@@ -85,6 +85,8 @@ def report(summary: dict[str, Any]) -> list[str]:
         lines.append(f"updates lost, because the loss or its gradient was no finite number: {lost}")
     if summary["skipped"]:
         lines.append(f"skipped samples: {describe(Counter(summary['skipped']))}")
+    if by_dataset := summary.get("validation_loss_by_dataset"):
+        lines.append("validation loss: " + ", ".join(f"{name} {loss:.3f}" for name, loss in by_dataset.items()))
     if skipped := summary.get("validation_skipped"):
         used = "" if "validation_loss" in summary else ", so that no sample was left"
         lines.append(f"skipped in validation: {describe(Counter(skipped))}{used}")

@@ -16,6 +16,7 @@ ON_CUDA = (
     "device=cuda", "language_decoder.hidden_size=64", "language_decoder.num_hidden_layers=3", "training.steps=30",
     "training.tokens_per_row=256", "data.train.0.train_size=256",
 )  # fmt: skip
+THREE_LENGTHS = ("training.samples_per_step=6", "training.tokens_per_row=150")  # of rows, all in the first 20 steps
 HALF = ("bf16", "fp16")
 
 
@@ -63,7 +64,7 @@ def test_a_filled_row_has_finite_gradients(trainer):
 
 @pytest.mark.parametrize("precision", HALF)
 def test_no_step_waits_for_the_device(trainer, precision):
-    some = trainer(*ON_CUDA, f"training.precision={precision}")
+    some = trainer(*ON_CUDA, *THREE_LENGTHS, f"training.precision={precision}")
     for _ in range(20):  # compiles
         some.train_step()
     torch.cuda.synchronize()
@@ -76,7 +77,7 @@ def test_no_step_waits_for_the_device(trainer, precision):
 
 
 def test_after_twenty_steps_nothing_is_compiled_any_more(trainer):
-    some = trainer(*ON_CUDA, "training.precision=bf16", "training.compile=true")
+    some = trainer(*ON_CUDA, *THREE_LENGTHS, "training.precision=bf16", "training.compile=true")
     for _ in range(20):
         some.train_step()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -199,6 +199,23 @@ def test_the_best_model_is_the_one_of_the_lowest_validation_loss(run, monkeypatc
     assert total == pytest.approx(losses[best], rel=1e-5)
 
 
+def test_what_each_dataset_gave_and_its_own_validation_loss_are_told(run):
+    one = "{name: shapes, train_size: %d, image_size: 16, weight: %s}"
+    datasets = f"data.train=[{one % (24, 1)}, {one % (40, 0.5)}]"
+    finished = run(datasets, "training.epochs=1", "data.validation={share: 0.2, every: 0}")
+    given = {key: values for key, values in finished.events("step")[-1].items() if key.startswith("given/")}
+    held_out = open_mixture(tiny_recipe(datasets, "data.validation={share: 0.2, every: 0}")).held_out
+    left = [size - sum(d == place for d, _ in held_out) for place, size in enumerate((24, 40))]
+    assert given == {"given/data.train.0": left[0], "given/data.train.1": round(left[1] / 2)}
+    by_dataset = finished.summary["validation_loss_by_dataset"]
+    assert by_dataset.keys() == {"data.train.0", "data.train.1"}
+    assert min(by_dataset.values()) <= finished.summary["validation_loss"] <= max(by_dataset.values())
+    told = finished.events("evaluation")[0]
+    assert {f"validation_loss/{name}": loss for name, loss in by_dataset.items()}.items() <= told.items()
+    words = ", ".join(f"{name} {loss:.3f}" for name, loss in by_dataset.items())
+    assert f"validation loss: {words}" in report(finished.summary)
+
+
 def test_without_held_out_samples_there_is_no_validation(run):
     finished = run("data.validation.share=0", "data.validation.every=1")
     assert not (finished.folder / "model-best").exists()
