@@ -13,6 +13,8 @@ from torch import Tensor
 from nanovlm.components import ComponentConfig, Tracker
 from nanovlm.evaluation.evaluator import Answered
 
+PRIVATE = "_"  # begins the names of what only the trainer needs to know
+
 
 class Trackers:
     """A run's trackers as one. Metrics are told one step late, so that the device is never waited for."""
@@ -33,7 +35,7 @@ class Trackers:
         """Tell what is still untold, if anything; what it was, as plain numbers."""
         late, self.late = self.late.read() if self.late else {}, None
         if late:
-            self._tell("step_finished", late)
+            self._tell("step_finished", {name: value for name, value in late.items() if not name.startswith(PRIVATE)})
         return late
 
     def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:

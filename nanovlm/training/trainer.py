@@ -32,9 +32,10 @@ from nanovlm.training.optimizer import Optimizer
 from nanovlm.training.precision import Precision, attention_note
 from nanovlm.training.run import Run
 from nanovlm.training.state import restore, snapshot
-from nanovlm.training.trackers import Trackers
+from nanovlm.training.trackers import PRIVATE, Trackers
 
 MOST_LOST = 10  # updates in a row
+TOLD_TO_END = f"{PRIVATE}told_to_end"  # how many ranks were
 CostOf = Callable[[tuple[str, ...]], Cost]  # by the components that are trained
 
 
@@ -147,7 +148,7 @@ class Trainer:
             self.optimizer.advance()
             return metrics
         losses = [torch.zeros((), device=self.device), *(self.backward(row, num_targets) for row in step.rows)]
-        told = {"told_to_end": float(bool(self.interrupts.requested))}
+        told = {TOLD_TO_END: float(bool(self.interrupts.requested))}
         with self.memory.row(step.rows[-1], self.step + 1) if step.rows else nullcontext():
             totals = self.group.sum_gradients(self.optimizer.trained, torch.stack(losses).sum(), num_targets, told)
             metrics |= {"loss": totals.loss, "grad_norm": self.optimizer.step(totals.num_targets)}
@@ -229,7 +230,7 @@ class Trainer:
     def flush(self) -> None:
         """Tell the trackers what is still untold; DivergedError where one update after the other was lost."""
         metrics = self.trackers.flush()
-        self.told_to_end = self.told_to_end or metrics.get("told_to_end", 0) > 0
+        self.told_to_end = self.told_to_end or metrics.get(TOLD_TO_END, 0) > 0
         if metrics.get("lost_in_a_row", 0) >= MOST_LOST:
             best = self.evaluations.results.get("best_step")
             kept = f"the best model, of step {best}, is {self.run.best_model}" if best else "no model was kept yet"

@@ -53,7 +53,7 @@ def timeless(facts: dict) -> dict:
 
 def check_equal(folder: Path, whole: Finished) -> None:
     found = Finished(folder, {})
-    for model in ("model", "model-best"):
+    for model in (path.name for path in whole.folder.glob("model*")):
         assert same(found.tensors(model), whole.tensors(model))
     for kind in ("step", "evaluation"):
         assert [timeless(event) for event in found.events(kind)] == [timeless(event) for event in whole.events(kind)]
@@ -93,6 +93,21 @@ def test_a_run_may_end_again_and_again(whole, tmp_path, monkeypatch):
             resume(tmp_path / "run") if step > 1 else train(tiny_experiment(*BUSY), tmp_path / "run")
     resume(tmp_path / "run")
     check_equal(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_at_its_next_sample(tmp_path, monkeypatch, workers):
+    streamed = (
+        "data.train=[{name: the_cauldron, source: tiny, subsets: all, streaming: true}]",
+        "training.steps=9", "training.samples_per_step=3", "benchmarks=[]",
+    )  # fmt: skip
+    whole = train(tiny_experiment(*streamed), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(5, patch)
+        train(tiny_experiment(*streamed, f"data.workers={workers}"), tmp_path / "run")
+    resume(tmp_path / "run", [f"data.workers={2 - workers}"])
+    assert whole["samples"] > 9
+    check_equal(tmp_path / "run", Finished(tmp_path / "whole", whole))
 
 
 def forked(work, *arguments) -> int:

@@ -287,6 +287,10 @@ class Watching(Tracker):
             raise OSError("no more room")
 
 
+def test_what_the_trainer_alone_needs_to_know_is_told_to_no_tracker(run):
+    assert not any(key.startswith("_") for event in run().events("step") for key in event)
+
+
 def test_trackers_are_told_of_every_moment_once(trainer):
     some = trainer("training.steps=2", "data.validation.share=0.2")
     some.trackers.trackers = [watching := Watching()]
