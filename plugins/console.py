@@ -23,7 +23,7 @@ class Console(Tracker):
 
     def started(self, facts: dict[str, Any]) -> None:
         self.terminal = Terminal()
-        self.total = facts["total_steps"]
+        self.total, self.done = facts["total_steps"], facts.get("done_steps", 0)
         self.start = time.monotonic()
         parts = f"{facts['vision_encoder']} + {facts['projector']} + {facts['language_decoder']}"
         where = f"on {facts['device']} in {facts['precision']}"
@@ -34,7 +34,7 @@ class Console(Tracker):
         if self.terminal.is_terminal:
             columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
             self.progress = Progress(*columns, console=self.terminal)
-            self.task = self.progress.add_task("", total=self.total, figures="")
+            self.task = self.progress.add_task("", total=self.total, completed=self.done, figures="")
             self.progress.start()
 
     def step_finished(self, metrics: dict[str, float]) -> None:
@@ -46,7 +46,7 @@ class Console(Tracker):
         if self.progress:
             self.progress.update(self.task, completed=step, figures=figures)
         elif step == self.total or step % max(1, self.total // LINES) == 0:
-            left = (time.monotonic() - self.start) / step * (self.total - step)
+            left = (time.monotonic() - self.start) / max(1, step - self.done) * (self.total - step)
             self.say(f"step {step}/{self.total}  {figures}  {left:,.0f} s left")
 
     def evaluated(self, results: dict[str, Any], answered: Sequence[Answered] = ()) -> None:

@@ -98,7 +98,8 @@ def gibibytes(number: int) -> str:
 
 
 def spaced(name: str) -> str:
-    return name.replace("_", " ")
+    """A figure's name in words; its unit stands beside the figure."""
+    return name.removesuffix("_bytes").replace("_", " ")
 
 
 TABLES = (

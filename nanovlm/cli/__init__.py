@@ -49,7 +49,8 @@ def main() -> None:
     try:
         app(prog_name="nanovlm")  # of `python -m` too
     except NanoVLMError as error:
-        print(f"{speaker()}: {error}", file=sys.stderr)
+        if is_first() or not str(error).startswith("rank 0: "):  # who has said so itself
+            print(f"{speaker()}: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"{speaker()}: {stopped}", file=sys.stderr)

@@ -62,7 +62,7 @@ def start(
     if started_again():
         if not run_dir:
             raise ConfigError("torchrun started the run again: with --run-dir it would go on where it was")
-        if Run(run_dir, "").provenance.is_file():  # else it had not begun yet
+        if Run(run_dir, "").has_begun:  # else it had not begun yet
             return resume(run_dir, (), plugins, load_experiment(experiment, changes))
     return train(load_experiment(experiment, changes), run_dir, plugins)
 

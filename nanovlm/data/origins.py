@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nanovlm.data.packing import PackedRow
+
+if TYPE_CHECKING:
+    from nanovlm.data.loader import Step
 
 Loss = tuple[float, int]
 """A sum over targets, and their number."""
@@ -33,6 +37,12 @@ def samples_by_dataset(tally: Mapping[tuple[str, str], int]) -> dict[str, int]:
     for origin, count in samples_by_origin(tally).items():
         used[dataset_of(origin)] += count
     return dict(used)
+
+
+def given(step: Step, names: Iterable[str]) -> dict[str, float]:
+    """How many samples of a step each dataset gave, by the name of its metric: ``given/data.train.0``."""
+    used = samples_by_dataset(step.tally)
+    return {name: float(used.get(name.removeprefix("given/"), 0)) for name in names}
 
 
 def losses_by_origin(row: PackedRow, losses: Tensor) -> dict[str, Loss]:

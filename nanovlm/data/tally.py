@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.data.origins import samples_by_dataset, samples_by_origin
+from nanovlm.data.origins import samples_by_origin
 from nanovlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,10 +65,6 @@ class Tally:
             "turns_left_out": dict(self.left_out),
             "given": samples_by_origin(self.origins),
         }
-
-    def metrics(self) -> dict[str, int]:
-        """What each dataset gave up to now: samples that were used. By subset it is in the summary."""
-        return {f"given/{dataset}": count for dataset, count in samples_by_dataset(self.origins).items()}
 
 
 def wholly_skipped(tally: Counter[tuple[str, str]]) -> list[str]:

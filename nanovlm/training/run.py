@@ -62,6 +62,10 @@ class Run:
         if folder is not None:
             chosen = Path(folder)
             if chosen.is_dir() and {file.name for file in chosen.iterdir()} not in (set(), NEVER_BEGAN):
+                if cls(chosen, "").has_begun:
+                    raise ConfigError(
+                        f"--run-dir {chosen}: it holds a run; go on with that by --resume, or name a new one"
+                    )
                 raise ConfigError(f"--run-dir {chosen}: the folder is not empty; name a new one, or remove it")
             try:
                 chosen.mkdir(parents=True, exist_ok=True)
@@ -79,6 +83,10 @@ class Run:
         run = cls(chosen, name)
         write_whole(run.experiment, dump_yaml(recipe.dump()))
         return run
+
+    @property
+    def has_begun(self) -> bool:
+        return self.provenance.is_file()
 
     @property
     def resume_command(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nanovlm.data.origins import samples_by_dataset
 from nanovlm.data.ranks import Ranks
 from nanovlm.data.tally import Tally
 from nanovlm.errors import ConfigError
@@ -45,8 +46,10 @@ def restore(trainer: Trainer, found: Snapshot) -> None:
     trainer.step, trainer.position = found.step, own(facts["positions"], trainer.group.ranks)
     trainer.optimizer.restore(found.tensors[OPTIMIZER], facts["optimizer"])
     trainer.clock.restore(facts["clock"] | {key: _share(facts["clock"][key], trainer.group.ranks) for key in DONE})
+    before = Tally.together(facts["tallies"])
+    trainer.given |= {f"given/{dataset}": float(n) for dataset, n in samples_by_dataset(before.origins).items()}
     if trainer.group.is_main:  # what was counted by all before is counted by one from here on
-        trainer.tally.restore(Tally.together(facts["tallies"]).state())
+        trainer.tally.restore(before.state())
     trainer.evaluations.results = facts["results"]
 
 

@@ -64,3 +64,8 @@ def is_first() -> bool:
 def started_again() -> bool:
     """Whether torchrun began anew after a process had failed (``--max-restarts``)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def processes_here() -> int:
+    """How many processes torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanovlm.blueprint import ROLES
 from nanovlm.data.loader import HeldOut, Step, Steps
+from nanovlm.data.origins import given
 from nanovlm.data.packing import PackedRow
 from nanovlm.data.tally import Tally
 from nanovlm.data.workers import load, num_workers
@@ -32,6 +33,7 @@ from nanovlm.training.optimizer import Optimizer
 from nanovlm.training.precision import Precision, attention_note
 from nanovlm.training.run import Run
 from nanovlm.training.state import restore, snapshot
+from nanovlm.training.torchrun import processes_here
 from nanovlm.training.trackers import PRIVATE, Trackers
 
 MOST_LOST = 10  # updates in a row
@@ -78,6 +80,7 @@ class Trainer:
         keep_last = parts.experiment.checkpoints.keep_last
         self.checkpoints = parts.checkpoints or Checkpoints(self.run.checkpoints, keep_last)
         self.notes, self.told_to_end = parts.notes, False
+        self.given: dict[str, Any] = {f"given/data.train.{d}": 0.0 for d in range(len(self.experiment.data.train))}
         if parts.resumed:
             restore(self, parts.resumed)
 
@@ -129,7 +132,9 @@ class Trainer:
         if not self.group.broadcast(self.checkpoints.last == self.step):
             self.write_checkpoint()
         self.checkpoints.wait()
-        return Stopped(f"stopped after step {self.step} of {self.total_steps}; go on with {self.run.resume_command}")
+        start = "" if self.alone else f"torchrun --nproc-per-node {processes_here()} -m "
+        command = f"{start}{self.run.resume_command}"
+        return Stopped(f"stopped after step {self.step} of {self.total_steps}; go on with {command}")
 
     def train_step(self) -> dict[str, Any]:
         self.group.doing = f"step {self.step + 1}"
@@ -148,12 +153,13 @@ class Trainer:
             self.optimizer.advance()
             return metrics
         losses = [torch.zeros((), device=self.device), *(self.backward(row, num_targets) for row in step.rows)]
-        told = {TOLD_TO_END: float(bool(self.interrupts.requested))}
+        told = {TOLD_TO_END: float(bool(self.interrupts.requested))} | given(step, self.given)
         with self.memory.row(step.rows[-1], self.step + 1) if step.rows else nullcontext():
             totals = self.group.sum_gradients(self.optimizer.trained, torch.stack(losses).sum(), num_targets, told)
             metrics |= {"loss": totals.loss, "grad_norm": self.optimizer.step(totals.num_targets)}
         metrics |= {"lost_updates": self.optimizer.lost, "lost_in_a_row": self.optimizer.lost_in_a_row}
-        return metrics | totals.counts
+        self.given = {name: count + totals.counts[name] for name, count in self.given.items()}
+        return metrics | totals.counts | self.given
 
     def backward(self, row: PackedRow, num_targets: int) -> Tensor:
         with self.memory.row(row, self.step + 1):
@@ -208,7 +214,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         facts = {"run": str(self.run.folder), "total_steps": self.total_steps, "parameters": parameters, **components}
         how = {"device": str(self.device), "precision": self.precision.name, "workers": self.workers}
-        how["ranks"] = self.group.ranks.world
+        how |= {"ranks": self.group.ranks.world, "done_steps": self.step}
         notes = [*self.notes, self.precision.note, attention_note(self.model.language_decoder, self.precision)]
         self.trackers.started(facts | how | {"notes": [note for note in notes if note]})
 
@@ -225,7 +231,7 @@ class Trainer:
         rates = self.clock.step_finished()
         if self.step % self.config.log_every == 0 or self.step == self.total_steps:
             counts = {"skipped": self.tally.skipped.total(), "peak_memory_bytes": peak_memory(self.device)}
-            self.trackers.step_finished({"step": self.step, **metrics, **rates, **counts, **self.tally.metrics()})
+            self.trackers.step_finished({"step": self.step, **metrics, **rates, **counts})
 
     def flush(self) -> None:
         """Tell the trackers what is still untold; DivergedError where one update after the other was lost."""

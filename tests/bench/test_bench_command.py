@@ -16,7 +16,7 @@ def test_a_step_is_measured_and_shown():
         "samples per second",
         "tokens per second",
         "mfu",
-        "peak memory bytes",
+        "peak memory",
         "language decoder",
         "data wait",
     ):

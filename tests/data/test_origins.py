@@ -7,7 +7,7 @@ from test_loader import steps_of
 
 from nanovlm.data.filling import Filling
 from nanovlm.data.loader import Packing
-from nanovlm.data.origins import added, dataset_of, losses_by_origin, mean_by_dataset
+from nanovlm.data.origins import added, dataset_of, losses_by_origin, mean_by_dataset, samples_by_dataset
 from nanovlm.data.tally import Tally
 
 FILLING = Filling((200, 400), 60, 64, varlen=False)
@@ -65,7 +65,8 @@ def test_over_an_epoch_each_dataset_gives_its_weight(weights):
     tally = Tally()
     for n in range(len(steps)):
         tally.add(steps[n], last=n + 1 == len(steps))
-    assert tally.metrics() == {"given/data.train.0": 30 * weights[0], "given/data.train.1": 50 * weights[1]}
+    expected = {"data.train.0": 30 * weights[0], "data.train.1": 50 * weights[1]}
+    assert samples_by_dataset(tally.origins) == expected
     parts = zip("abc", (20, 20, 10), strict=True)
     by_subset = {f"data.train.1, subset '{name}'": size * weights[1] for name, size in parts}
     assert tally.summary()["given"] == {"data.train.0": 30 * weights[0], **by_subset}
@@ -75,7 +76,7 @@ def test_what_was_skipped_was_not_given():
     faults = dict.fromkeys(range(20, 30), "gone") | {0: "too long"}  # all of subset b
     tally = Tally()
     tally.add(steps_of(mixture_of(Parted(1.0, 1.0, 1.0, broken=faults)), 40, 40)[0], last=True)
-    assert tally.metrics() == {"given/data.train.0": 29}
+    assert samples_by_dataset(tally.origins) == {"data.train.0": 29}
     assert [tally.summary()["given"][f"data.train.0, subset '{name}'"] for name in "abc"] == [19, 0, 10]
 
 

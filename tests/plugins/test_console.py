@@ -71,6 +71,17 @@ def test_utilisation_is_shown_where_it_is_known(watched):
     assert "2,000 tokens/s  33% of the GPU's FLOPs" in printed()
 
 
+@pytest.mark.parametrize("watched", [False], ids=["log file"], indirect=True)
+def test_the_time_left_of_a_run_that_goes_on_is_told_by_its_own_steps(watched, monkeypatch):
+    tracker, printed = watched
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    tracker.started(FACTS | {"done_steps": 80})
+    now[0] = 10.0
+    tracker.step_finished({"step": 85, **METRICS})  # two seconds each
+    assert "30 s left" in printed()
+
+
 def test_a_slow_run_shows_tenths(watched):
     tracker, printed = watched
     tracker.started(FACTS)

@@ -101,6 +101,12 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path):
     assert files_of(tmp_path) == {"precious.txt"}
 
 
+def test_a_run_is_not_begun_in_the_folder_of_another(run):
+    folder = run().folder
+    with pytest.raises(ConfigError, match=r"it holds a run; go on with that by --resume, or name a new one"):
+        train(tiny_experiment(), folder)
+
+
 def test_an_experiment_that_cannot_work_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="factor=3"):
         train(tiny_experiment("projector.factor=3"), tmp_path / "run")

@@ -87,6 +87,7 @@ def test_two_processes_train_as_one_does(one, two):
         assert two.summary[key] == one.summary[key]
     assert (two.summary["ranks"], one.summary["ranks"]) == (2, 1)
     assert two.provenance()["data_order"] == one.provenance()["data_order"]
+    assert two.metric("given/data.train.0") == one.metric("given/data.train.0")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(one, two, tmp_path):
@@ -94,6 +95,7 @@ def test_a_run_goes_on_with_another_number_of_processes(one, two, tmp_path):
     train(tiny_experiment(*OVERRIDES, "training.steps=9"), longer)
     resume(two.folder, ["training.steps=9"])
     check_close(two, Finished(longer, {}))
+    assert two.metric("given/data.train.0")[-1] == two.summary["samples"] + 2 * 7
 
 
 def test_a_process_that_dies_costs_no_run(one, tmp_path):
