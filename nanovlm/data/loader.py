@@ -7,10 +7,13 @@ number of workers nor a skipped sample shifts anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from nanovlm.blueprint import located
 from nanovlm.components import ImageSpec
@@ -66,8 +69,12 @@ class Step:
     def num_tokens(self) -> int:
         return sum(row.num_tokens for row in self.rows)
 
+    def map(self, move: Callable[[Tensor], Any]) -> Step:
+        """The same with ``move`` applied to every tensor."""
+        return replace(self, rows=[row.map(move) for row in self.rows])
+
     def pin_memory(self) -> Step:
-        return replace(self, rows=[row.pin_memory() for row in self.rows])
+        return self.map(lambda tensor: torch.as_tensor(tensor).pin_memory())
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,6 @@ class PackedRow:
     def to(self, device: torch.device | str) -> PackedRow:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> PackedRow:
-        return self.map(Tensor.pin_memory)
-
 
 def pack(
     examples: Iterable[Example],

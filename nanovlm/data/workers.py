@@ -8,11 +8,15 @@ import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
 from nanovlm.data.loader import HeldOut, Step, Steps
 from nanovlm.errors import DataError, NanoVLMError
 from nanovlm.seeding import generator
+
+COPIED = 2**22  # bytes of a tensor, at most
 
 
 class _Portable:
@@ -27,7 +31,8 @@ class _Portable:
         Always as a DataError: an exception of another class, or a plugin's, may not survive the way.
         """
         try:
-            return self.steps[task]
+            step = self.steps[task]
+            return step.map(_for_the_way) if get_worker_info() else step
         except NanoVLMError as error:
             return DataError(str(error))
 
@@ -65,6 +70,11 @@ def load(
     return _good(iter(loader), tasks)  # the workers begin at once
 
 
+def _for_the_way(tensor: Tensor) -> Any:
+    """A worker shares a tensor's memory, which takes the trainer milliseconds to open: only large ones go so."""
+    return tensor.numpy() if tensor.nbytes <= COPIED else tensor
+
+
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach all processes: the trainer ends its step first, and needs its data."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -76,7 +86,7 @@ def _good(made: Iterator[Step | DataError], tasks: Iterable[Any]) -> Generator[S
         for step in made:
             if isinstance(step, DataError):
                 raise step
-            yield step
+            yield step.map(torch.as_tensor)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
