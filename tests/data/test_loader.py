@@ -103,6 +103,14 @@ def test_held_out_steps_cover_every_held_out_sample():
     assert seen == [index for _, index in mixture.held_out]
 
 
+@pytest.mark.parametrize(("most", "shared"), [(2**22, False), (0, True)])
+def test_only_large_tensors_come_in_memory_that_is_shared_with_a_worker(monkeypatch, most, shared):
+    monkeypatch.setattr("nanovlm.data.workers.COPIED", most)  # in bytes
+    (step,) = load(steps_of(mixture_of(Numbers(8)), 4, 4), 1)
+    row = step.rows[0]
+    assert [tensor.is_shared() for tensor in (row.token_ids, row.pixels, row.segments.cu_seqlens)] == [shared] * 3
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(workers):
     steps = steps_of(mixture_of(Numbers(40, broken=BROKEN)), 8, 60)
