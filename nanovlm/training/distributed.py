@@ -105,9 +105,6 @@ class Group:
         """The first rank's value, on every rank."""
         return value
 
-    def barrier(self) -> None:
-        """Wait until all ranks have come here."""
-
     def on_main(self, function: Callable[[], T]) -> T:
         """What ``function`` gives on the first rank, on every rank; where it fails, all fail."""
         return function()
@@ -226,10 +223,6 @@ class ProcessGroup(Group):
         with self._together():
             dist.broadcast_object_list(box, src=0)
         return box[0]
-
-    def barrier(self) -> None:
-        with self._together():
-            dist.barrier()
 
     def on_main(self, function: Callable[[], T]) -> T:
         outcome: tuple[Any, str] = None, ""
