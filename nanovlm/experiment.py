@@ -83,6 +83,10 @@ class Data(Schema):
     seed: int = 0
     """Decides splits and test items. The run's seed decides initial weights and sample order."""
 
+    def longest_sample(self, num_image_tokens: int) -> int:
+        """The most tokens that a sample may take, with M image tokens a picture."""
+        return self.max_text_tokens + self.max_images * num_image_tokens
+
 
 def _for_each_component(value: Any) -> Any:
     """One number stands for all three."""

@@ -97,7 +97,7 @@ def check_lengths(recipe: Recipe) -> VisionLanguageModel:
     with torch.device("meta"):
         model = VisionLanguageModel(recipe.blueprint)
     data, row = recipe.experiment.data, recipe.experiment.training.tokens_per_row
-    longest = data.max_text_tokens + data.max_images * model.num_image_tokens
+    longest = data.longest_sample(model.num_image_tokens)
     images = f"{data.max_images} x {model.num_image_tokens}"
     words = f"the longest sample takes {data.max_text_tokens} text + {images} image tokens = {longest}"
     fix = "lower data.max_text_tokens or data.max_images"

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-ExperimentFile = Annotated[
-    Path, typer.Argument(metavar="EXPERIMENT", help="A YAML file, for example experiments/quickstart.yaml.")
-]
+EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A YAML file, for example experiments/quickstart.yaml.")
+ExperimentFile = Annotated[Path, EXPERIMENT]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example projector.factor=4.")
 ]

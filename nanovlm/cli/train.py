@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nanovlm.cli.evaluate import described
-from nanovlm.cli.options import Overrides, PluginFiles
+from nanovlm.cli.options import EXPERIMENT, Overrides, PluginFiles
 from nanovlm.data.tally import describe
 from nanovlm.errors import ConfigError
 from nanovlm.experiment import load_experiment
@@ -24,9 +24,7 @@ MUCH_WAITING = 0.1  # of the training time: the device could do more
 
 
 def command(
-    experiment: Annotated[
-        Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file, for example experiments/quickstart.yaml.")
-    ] = None,
+    experiment: Annotated[Path | None, EXPERIMENT] = None,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/<name>/<time>-s<seed>.")

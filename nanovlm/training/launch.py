@@ -53,7 +53,8 @@ def train(
     with Group.from_environment(experiment.device, experiment.training.rank_timeout) as group:
         model, mixture, benchmarks = open_everything(recipe, group.device)
         steps, held_out = lay_out_steps(recipe, model, mixture, group.ranks)
-        hashes = {"data": fingerprint_data(mixture), "data_order": fingerprint_order(mixture, steps)}
+        data = fingerprint_data(mixture)
+        hashes = {"data": data, "data_order": fingerprint_order(data, steps)}
         group.agree("the experiment and its data", [recipe.dump(), hashes])
         run = group.on_main(lambda: Run.create(recipe, run_dir))
         with run.locked() if group.is_main else nullcontext():
@@ -146,7 +147,7 @@ def choose_packing(recipe: Recipe, model: VisionLanguageModel) -> Packing:
     filling = None
     varlen = not varlen_obstacle(model.device, Precision(config.precision, model.device).dtype)
     if decoder.varlen and (varlen or compiles(config, model.device)):
-        longest = data.max_text_tokens + data.max_images * model.num_image_tokens
+        longest = data.longest_sample(model.num_image_tokens)
         filling = Filling.of(config.tokens_per_row, config.samples_per_step, longest, varlen)
     return Packing(model.num_image_tokens, config.tokens_per_row, config.images_per_row, filling)
 
@@ -173,10 +174,10 @@ def fingerprint_data(mixture: Mixture | Stream) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_order(mixture: Mixture | Stream, steps: Steps) -> str:
+def fingerprint_order(data: str, steps: Steps) -> str:
     """A hash of which sample comes when: equal for two runs that see the same samples in the same order.
 
     Of a stream, without reading it to its end: its first window's ids, and the seeds that decide all others.
     """
     size = f"{steps.samples}:{steps.samples_per_step}:"
-    return hashlib.sha256((size + fingerprint_data(mixture)).encode()).hexdigest()
+    return hashlib.sha256((size + data).encode()).hexdigest()

@@ -37,9 +37,7 @@ class Optimizer:
         betas = (config.betas[0], config.betas[1])
         self.adamw = torch.optim.AdamW(options, betas=betas, fused=True)
         self.lost = self.lost_in_a_row = torch.zeros((), device=model.device)
-        self.scaler.scale(
-            self.lost
-        )  # makes its scale when first used; the first step of one of several may have no row
+        self.scaler.scale(self.lost)  # makes its scale when first used, and a rank's first step may have no row
         self._set_learning_rates()
 
     def _check_groups(self) -> None:
