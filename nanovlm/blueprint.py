@@ -12,10 +12,9 @@ from nanovlm.data.dataset import Benchmark, Dataset, Split
 from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
+from nanovlm.merging import ROLES as ROLES
 from nanovlm.plugins import Registries
 from nanovlm.registry import Plugin, Registry
-
-ROLES = ("vision_encoder", "projector", "language_decoder")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from nanovlm.components import Schema, parse
 from nanovlm.errors import ConfigError
-from nanovlm.merging import BUDGETS, merge, names_first, override, spelled_out, split_override
+from nanovlm.merging import ABLATE, BUDGETS, extend, names_first, override, spelled_out, split_override
 from nanovlm.yaml_reader import missing, read_yaml
 
 Natural = Annotated[int, Field(ge=0)]
@@ -203,6 +203,19 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Raises ConfigError with the file and line, or the dotted path, the value and the likely fix.
     """
+    tree = read_experiment(file, overrides)
+    if ABLATE in tree:
+        raise ConfigError(f"{file}: it asks for several runs (`{ABLATE}:`); start them by `nanovlm ablate {file}`")
+    return parse_experiment(tree)
+
+
+def parse_experiment(tree: dict[str, Any]) -> Experiment:
+    """What ``read_experiment`` gave, validated."""
+    return parse(Experiment, tree, where="", also=("extends", ABLATE))
+
+
+def read_experiment(file: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A file merged with all that it extends and with ``overrides``; not yet validated."""
     file = Path(file)
     tree = _read(file, ())
     name = tree.pop("name", file.stem)  # the run's name, which is no component's: the merge rules must not see it
@@ -213,7 +226,7 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
             name = value
         else:
             tree = override(tree, keys, value)
-    return parse(Experiment, {"name": name} | tree, where="", also=("extends",))
+    return {"name": name} | tree
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -231,8 +244,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{file}: extends={base!r}, relative to this file: {missing(file.parent / base)}")
     below = _read(file.parent / base, (*above, file.resolve()))
     below.pop("name", None)  # a run is named after its own file
-    merged: dict[str, Any] = merge(below, tree)
-    return merged
+    return extend(below, tree)
 
 
 def _refuse_two_budgets(paths: Iterable[list[str]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +24,26 @@ PEAKS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
     "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
+
+
+class Work(NamedTuple):
+    """What the cost of rows depends on; filling does not count."""
+
+    images: int = 0
+    tokens: int = 0
+    pairs: int = 0
+    """For each sample of L tokens L * L."""
+    targets: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[PackedRow]) -> Work:
+        """Of rows that are on the CPU."""
+        each = [(row.num_images, row.num_tokens, _pairs(row), row.num_targets) for row in rows]
+        return cls(*map(sum, zip(*each, strict=True))) if each else cls()
+
+    @classmethod
+    def together(cls, works: Iterable[Work]) -> Work:
+        return cls(*map(sum, zip(*works, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -41,22 +62,25 @@ class Cost:
         model.train_only(trained)
         # pictures, text tokens and targets
         rows = [_row(model, *sizes) for sizes in ((1, 16, 4), (1, 16, 8), (1, 64, 4), (2, 16, 4))]
-        sizes = torch.tensor([_sizes(row) for row in rows], dtype=torch.float64)
+        sizes = torch.tensor([Work.of([row]) for row in rows], dtype=torch.float64)
         counts = torch.tensor([count_flops(model, row) for row in rows], dtype=torch.float64)
         return cls(*torch.linalg.solve(sizes, counts).round().tolist())
 
     def of_rows(self, rows: Iterable[PackedRow]) -> float:
         """FLOPs of rows that are on the CPU."""
-        total = 0.0
-        for row in rows:
-            images, tokens, pairs, targets = _sizes(row)
-            total += self.per_image * images + self.per_token * tokens + self.per_pair * pairs
-            total += self.per_target * targets
-        return total
+        return self.of_work(Work.of(rows))
+
+    def of_work(self, work: Work) -> float:
+        return (
+            self.per_image * work.images
+            + self.per_token * work.tokens
+            + self.per_pair * work.pairs
+            + self.per_target * work.targets
+        )
 
 
-def _sizes(row: PackedRow) -> tuple[int, int, int, int]:
-    return row.num_images, row.num_tokens, int(row.lengths.long().square().sum()), row.num_targets
+def _pairs(row: PackedRow) -> int:
+    return int(row.lengths.long().square().sum())
 
 
 def _row(model: VisionLanguageModel, images: int, text_tokens: int, targets: int) -> PackedRow:

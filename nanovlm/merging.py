@@ -1,4 +1,8 @@
-"""How experiment files and overrides become one: mappings merge, lists replace (see experiment.py)."""
+"""How experiment files and overrides become one: mappings merge, lists replace (see experiment.py).
+
+An ``ablate`` section is one question and no component: each of its keys replaces the one below as a whole, and a file
+that gives ``axes`` or ``variants`` inherits neither of them, nor ``exclude`` and ``baseline``, which speak of them.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,26 @@ from typing import Any
 from nanovlm.errors import ConfigError
 from nanovlm.yaml_reader import parse_yaml
 
+ROLES = ("vision_encoder", "projector", "language_decoder")  # the components of a model
 BUDGETS = ("steps", "samples", "epochs", "flops")  # of a training: one stands, and setting another removes it
+ABLATE = "ablate"  # the key of a file that asks for several runs (see nanovlm/lab/ablation.py)
+BY_ROLE = ("training.learning_rate.", "training.weight_decay.")  # one number stands for all components
+BY_DOTTED_KEY = (f"{ABLATE}.axes.", f"{ABLATE}.baseline.")
 
 
 def spelled_out(value: Any) -> Any:
     """A component may be just its name."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def extend(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A file over the one that it extends."""
+    below, asked = base.get(ABLATE), new.get(ABLATE)
+    if isinstance(below, dict) and isinstance(asked, dict) and not asked.keys().isdisjoint(("axes", "variants")):
+        kept = {key: value for key, value in below.items() if key in ("seeds", "match")}
+        base = base | {ABLATE: kept}  # it asks another question
+    merged: dict[str, Any] = merge(base, new)
+    return merged
 
 
 def merge(base: Any, new: Any, above: str = "") -> Any:
@@ -22,8 +40,12 @@ def merge(base: Any, new: Any, above: str = "") -> Any:
         base = spelled_out(base)  # options for a component that was given by its name alone
     elif isinstance(base, dict) and "name" in base and isinstance(new, str):
         new = spelled_out(new)
+    elif above in BY_ROLE and isinstance(new, dict) and not isinstance(base, dict):
+        base = dict.fromkeys(ROLES, base)
     if not (isinstance(base, dict) and isinstance(new, dict)):
         return new
+    if above == f"{ABLATE}.":
+        return base | new
     if "name" in base and "name" in new and base["name"] != new["name"]:
         return new
     if above == "training." and any(key in new for key in BUDGETS):
@@ -33,6 +55,10 @@ def merge(base: Any, new: Any, above: str = "") -> Any:
 
 def override(tree: Any, keys: Sequence[str], value: Any, above: str = "") -> Any:
     """``tree``, which stands at ``above``, with ``value`` merged in at a dotted path; a list's entries go by index."""
+    if above.startswith(f"{ABLATE}.") and isinstance(tree, dict):
+        dotted = ".".join(keys)  # an ablation has keys that are dotted themselves
+        if dotted in tree or (above in BY_DOTTED_KEY and keys[0] not in tree):
+            keys = [dotted]
     key, *rest = keys
     if isinstance(tree, list):
         i = _index(key, tree, above, rest)

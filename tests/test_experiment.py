@@ -1,7 +1,7 @@
 import pytest
 
 from nanovlm import ConfigError, load_experiment
-from nanovlm.experiment import merge
+from nanovlm.merging import merge
 
 BASE = """
 vision_encoder: {name: eye, width: 8}
@@ -94,6 +94,16 @@ def test_extends_merges_mappings(load):
     assert experiment.training.learning_rate.vision_encoder == 0
     assert experiment.training.learning_rate.projector == 1e-2
     assert experiment.training.warmup == 0.1
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay"])
+def test_one_number_for_all_components_is_kept_for_those_that_are_not_named(load, key):
+    """An ablation that freezes one component must not give the others another rate without a word."""
+    expected = {"vision_encoder": 0.0, "projector": 5e-4, "language_decoder": 5e-4}
+    overrides = f"training.{key}=5e-4", f"training.{key}.vision_encoder=0"
+    assert getattr(load(*overrides).training, key).model_dump() == expected
+    merged = merge({"training": {key: 5e-4}}, {"training": {key: {"vision_encoder": 0}}})
+    assert merged["training"][key] == expected
 
 
 def test_extends_replaces_lists(load):

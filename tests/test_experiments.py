@@ -1,4 +1,7 @@
-"""Every file in ``experiments/``, whoever wrote it: it is planned without network, and trains at tiny size."""
+"""Every file in ``experiments/``, whoever wrote it: it is planned without network, and trains at tiny size.
+
+Those that ask for several runs are in ``lab/test_ablation_files.py``.
+"""
 
 import json
 import math
@@ -9,10 +12,12 @@ from command import nanovlm
 
 from nanovlm import VisionLanguageModel, load_experiment, load_plugins, train
 from nanovlm.blueprint import ROLES, Recipe
+from nanovlm.experiment import read_experiment
+from nanovlm.merging import ABLATE
 from nanovlm.planning import plan
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-FILES = sorted(FOLDER.rglob("*.yaml"))
+FILES = [file for file in sorted(FOLDER.rglob("*.yaml")) if ABLATE not in read_experiment(file)]
 REGISTRIES = load_plugins()
 
 every_experiment = pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(FOLDER)) for file in FILES])
@@ -35,23 +40,19 @@ def tiny_options(experiment) -> list[str]:
     ]
 
 
-def tiny_variant(file: Path):
-    experiment = load_experiment(file)
-    longest = min(experiment.data.max_text_tokens, 128)
-    return load_experiment(
-        file,
-        [
-            *tiny_options(experiment),
-            f"data.max_text_tokens={longest}",
-            "data.max_images=1",
-            "data.validation.share=0",
-            "data.workers=0",
-            "training.steps=2",
-            "training.samples_per_step=2",
-            "device=cpu",
-            "trackers=[]",
-        ],
-    )
+def tiny_overrides(experiment) -> list[str]:
+    """Overrides that make a training of an experiment tiny."""
+    return [
+        *tiny_options(experiment),
+        f"data.max_text_tokens={min(experiment.data.max_text_tokens, 128)}",
+        "data.max_images=1",
+        "data.validation.share=0",
+        "data.workers=0",
+        "training.steps=2",
+        "training.samples_per_step=2",
+        "device=cpu",
+        "trackers=[]",
+    ]
 
 
 def test_the_two_that_the_readme_names_are_there():
@@ -115,7 +116,7 @@ def test_everything_that_it_may_download_is_written_out(file):
 
 @every_experiment
 def test_it_trains_at_tiny_size(file, tmp_path):
-    experiment = tiny_variant(file)
+    experiment = load_experiment(file, tiny_overrides(load_experiment(file)))
     summary = train(experiment, tmp_path / "run")
     assert (summary["name"], summary["steps"]) == (file.stem, 2)
     assert len(summary["benchmarks"]) == len(experiment.benchmarks)

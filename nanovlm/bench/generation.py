@@ -7,13 +7,13 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from nanovlm.bench.hardware import synchronise
 from nanovlm.bench.setup import build_model
 from nanovlm.bench.synthetic import draw_examples, num_supervised
 from nanovlm.blueprint import Recipe
 from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, PackedRow, pack_row
 from nanovlm.generation import generate_ids
+from nanovlm.hardware import synchronise
 from nanovlm.model import VisionLanguageModel
 from nanovlm.training.precision import Precision
 

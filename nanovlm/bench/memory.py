@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from nanovlm.bench.hardware import available_memory
 from nanovlm.bench.setup import build_trainer, with_steps, with_training
 from nanovlm.bench.split import DividedTrainer
 from nanovlm.bench.synthetic import draw_step
@@ -16,6 +15,7 @@ from nanovlm.blueprint import Recipe
 from nanovlm.data.loader import Step
 from nanovlm.data.packing import PackedRow
 from nanovlm.errors import ConfigError
+from nanovlm.hardware import available_memory
 from nanovlm.seeding import seeded
 from nanovlm.training.launch import choose_packing
 from nanovlm.training.memory import OutOfMemoryError, peak_memory

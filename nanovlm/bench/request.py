@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.bench.generation import measure_generation
-from nanovlm.bench.hardware import hardware
 from nanovlm.bench.loader import measure_loader
 from nanovlm.bench.memory import measure_memory
 from nanovlm.bench.results import Result, now
@@ -18,6 +17,7 @@ from nanovlm.bench.upstream import compare
 from nanovlm.blueprint import Recipe
 from nanovlm.errors import ConfigError, unknown
 from nanovlm.experiment import load_experiment
+from nanovlm.hardware import hardware
 from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import choose_device
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanovlm.bench.hardware import synchronise
 from nanovlm.blueprint import ROLES
 from nanovlm.data.packing import PackedRow
+from nanovlm.hardware import synchronise
 from nanovlm.model import VisionLanguageModel
 from nanovlm.training.trainer import Trainer
 

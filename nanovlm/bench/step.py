@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from nanovlm.bench.hardware import measured_peak, synchronise
 from nanovlm.bench.setup import build_trainer, with_steps
 from nanovlm.bench.split import PIECES, DividedTrainer
 from nanovlm.blueprint import Recipe
 from nanovlm.flops import peak_flops
+from nanovlm.hardware import measured_peak, synchronise
 from nanovlm.seeding import seeded
 from nanovlm.training.blocks import compiles
 from nanovlm.training.clock import Clock, Totals
@@ -83,9 +83,9 @@ def rates(totals: Totals, peak: float) -> dict[str, float]:
     return {
         "seconds": seconds,
         "samples": totals.samples,
-        "tokens": totals.tokens,
+        "tokens": totals.work.tokens,
         "samples_per_second": totals.samples / seconds,
-        "tokens_per_second": totals.tokens / seconds,
+        "tokens_per_second": totals.work.tokens / seconds,
         "data_wait": totals.waited / seconds,
         "flops_per_second": totals.flops / seconds,
         "mfu": totals.flops / seconds / peak,

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanovlm.bench.hardware import synchronise
 from nanovlm.bench.setup import build_model
 from nanovlm.bench.synthetic import draw_examples
 from nanovlm.blueprint import Recipe
 from nanovlm.data.packing import IGNORED, Example, PackedRow
 from nanovlm.errors import ConfigError, named
+from nanovlm.hardware import synchronise
 from nanovlm.model import VisionLanguageModel
 from nanovlm.seeding import seeded
 from nanovlm.training.blocks import compiles, prepare_blocks

@@ -97,7 +97,7 @@ class Packing:
             try:
                 with located(member.origin):
                     sample = member.read()
-                examples.append(replace(prepare(sample), origin=member.origin))
+                examples.append(replace(prepare(sample), origin=member.origin, id=sample.id))
                 step.left_out.update(sample.left_out)
             except SkipSample as skip:
                 reason = skip.reason

@@ -7,7 +7,8 @@ whoever asks for it, and after an interruption.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -15,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanovlm.data.content import content, spread
 from nanovlm.data.dataset import Dataset, Sample
+from nanovlm.data.ranks import ALONE, Ranks
 from nanovlm.errors import DataError
 from nanovlm.experiment import Data
 from nanovlm.seeding import derived_seed, generator
@@ -104,11 +107,25 @@ class Mixture:
         everything = torch.cat(parts)
         return everything[torch.randperm(len(everything), generator=generator(self.seed, epoch))]
 
-    def fingerprint(self) -> Iterable[bytes]:
-        """What decides which sample comes when: the ids, and the first epoch's order."""
-        for dataset, indices in zip(self.datasets, self.train, strict=True):
-            yield "".join(dataset.id(i) for i in indices.tolist()).encode()
-        yield self.order(0).to(torch.int64).numpy().tobytes()
+    def fingerprint(self) -> Iterator[bytes]:
+        """The samples, whatever the run's seed: the ids of all, and the content of up to 256, evenly spaced.
+
+        Held-out samples are among them. An edit under an old id that is none of the 256 is not seen.
+        """
+        trained = [torch.stack((torch.full_like(indices, d), indices), dim=1) for d, indices in enumerate(self.train)]
+        held_out = torch.tensor(self.held_out, dtype=torch.int64).view(-1, 2)
+        for places in (*trained, held_out):
+            yield "\0".join(self.datasets[d].id(index) for d, index in places.tolist()).encode()
+        # Files that a dataset opens when it is first read must not be open already when worker processes fork.
+        apart = copy(self)
+        apart.datasets = [copy(dataset) for dataset in self.datasets]
+        everything = torch.cat((*trained, held_out))  # (samples, 2): dataset and index
+        for d, index in everything[spread(len(everything))].tolist():
+            yield from content(apart.member(d, index))
+
+    def fingerprint_of_order(self, ranks: Ranks = ALONE) -> bytes:
+        """Which of the samples comes when, for any number of ranks: the seed, and the first epoch."""
+        return f"{self.seed}:".encode() + self.order(0).to(torch.int64).numpy().tobytes()
 
 
 @lru_cache(maxsize=2)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from nanovlm.data.packing import PackedRow
+from nanovlm.errors import DataError
+from nanovlm.files import write_whole
 
 if TYPE_CHECKING:
     from nanovlm.data.loader import Step
 
 Loss = tuple[float, int]
 """A sum over targets, and their number."""
+Losses = dict[tuple[str, str], Loss]
+"""By a sample's origin and id."""
+Key = TypeVar("Key")
 
 
 def dataset_of(origin: str) -> str:
@@ -45,29 +52,49 @@ def given(step: Step, names: Iterable[str]) -> dict[str, float]:
     return {name: float(used.get(name.removeprefix("given/"), 0)) for name in names}
 
 
-def losses_by_origin(row: PackedRow, losses: Tensor) -> dict[str, Loss]:
-    """A row's losses (number of targets,), added up for each origin of its samples."""
+def losses_by_sample(row: PackedRow, losses: Tensor) -> Losses:
+    """A row's losses (number of targets,), added up for each of its samples."""
     samples = row.segments.sample_ids[row.target_slots].cpu()  # (number of targets,): filling has no target
     sums = torch.zeros(len(row.origins), dtype=torch.float64).index_add_(0, samples, losses.detach().cpu().double())
     counts = samples.bincount(minlength=len(row.origins))
-    found: dict[str, Loss] = {}
-    for origin, loss, count in zip(row.origins, sums.tolist(), counts.tolist(), strict=True):
-        found = added(found, {origin: (loss, count)})
+    found: Losses = {}
+    for origin, name, loss, count in zip(row.origins, row.ids, sums.tolist(), counts.tolist(), strict=True):
+        found = added(found, {(origin, name): (loss, count)})
     return found
 
 
-def added(some: Mapping[str, Loss], more: Mapping[str, Loss]) -> dict[str, Loss]:
+def added(some: Mapping[Key, Loss], more: Mapping[Key, Loss]) -> dict[Key, Loss]:
     """The losses of several rows (or ranks) together."""
     total = dict(some)
-    for origin, (loss, count) in more.items():
-        before = total.get(origin, (0.0, 0))
-        total[origin] = before[0] + loss, before[1] + count
+    for key, (loss, count) in more.items():
+        before = total.get(key, (0.0, 0))
+        total[key] = before[0] + loss, before[1] + count
     return total
 
 
-def mean_by_dataset(losses: Mapping[str, Loss]) -> dict[str, float]:
+def mean_by_dataset(losses: Losses) -> dict[str, float]:
     """The mean loss over the targets of each dataset that has any."""
     total: dict[str, Loss] = {}
-    for origin, loss in losses.items():
+    for (origin, _), loss in losses.items():
         total = added(total, {dataset_of(origin): loss})
     return {dataset: loss / count for dataset, (loss, count) in sorted(total.items()) if count}
+
+
+def write_losses(losses: Losses, file: Path) -> None:
+    """One JSON line a held-out sample."""
+    lines = (
+        json.dumps({"origin": origin, "id": name, "loss": loss, "targets": count}, ensure_ascii=False)
+        for (origin, name), (loss, count) in sorted(losses.items())
+    )
+    write_whole(file, "".join(f"{line}\n" for line in lines))
+
+
+def read_losses(file: Path) -> Losses:
+    """What ``write_losses`` wrote; none if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {(line["origin"], line["id"]): (line["loss"], line["targets"]) for line in lines}
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{file} is damaged: remove it, and go on without what it held") from None

@@ -17,11 +17,12 @@ IGNORED = -100  # the target of a position that teaches nothing, as in torch's c
 
 @dataclass(frozen=True)
 class Example:
-    """A sample ready to be packed: its tokens, its pictures, pixels (n, 3, H, W) uint8, and where it comes from."""
+    """A sample ready to be packed: tokens, pictures (pixels (n, 3, H, W) uint8), where it comes from, and its id."""
 
     tokens: Tokens
     pixels: Tensor
     origin: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PackedRow:
     target_slots (number of targets,) int64: the positions that have a target
     segments: where each sample begins and ends
     num_samples, num_tokens, num_images: without filling, with which T and B can be more (see filling.py)
-    origins: where each sample comes from, in words; empty where that is not known
+    origins, ids: where each sample comes from, in words, and its id; empty where that is not known
     """
 
     token_ids: Tensor
@@ -48,6 +49,7 @@ class PackedRow:
     num_tokens: int
     num_images: int
     origins: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
     @property
     def num_targets(self) -> int:
@@ -129,6 +131,7 @@ def pack_row(examples: Sequence[Example], num_image_tokens: int, filling: Fillin
         num_tokens=num_tokens,
         num_images=num_images,
         origins=tuple(example.origin for example in examples),
+        ids=tuple(example.id for example in examples),
     )
 
 

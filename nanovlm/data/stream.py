@@ -8,6 +8,7 @@ on in the window where it was. When a rank's part of the stream ends, it begins 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count, islice
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 
 from nanovlm.blueprint import located
+from nanovlm.data.content import content, spread
 from nanovlm.data.dataset import Dataset, Row
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Member, is_held_out, origin
@@ -116,11 +118,22 @@ class Stream:
     def member(self, row: Row) -> Member:
         return Member(origin(self.position, row.subset), partial(self.dataset.sample, row))
 
-    def fingerprint(self) -> Iterable[bytes]:
-        """What decides which row comes when: the seeds, the share, and the ids of the first window in their order."""
-        yield f"{self.seed}:{self.data_seed}:{self.validation.share}:{WINDOW}".encode()
-        first = next(self.windows(), None)
-        yield "".join(row.id for row in (first.rows if first else ())).encode()
+    def fingerprint(self) -> Iterator[bytes]:
+        """The rows, whatever the run's seed: what is held out, the ids of the first window, and the content of 256.
+
+        The stream is not read to its end, so a change after the first window's rows is not seen.
+        """
+        yield f"{self.data_seed}:{self.validation.share}".encode()
+        apart = copy(self)  # see Mixture.fingerprint
+        apart.dataset = copy(self.dataset)
+        rows = [row for row, _ in islice(apart._read(), WINDOW)]
+        yield "\0".join(row.id for row in rows).encode()
+        for n in spread(len(rows)):
+            yield from content(apart.member(rows[n]))
+
+    def fingerprint_of_order(self, ranks: Ranks = ALONE) -> bytes:
+        """What decides which of the rows comes when; each rank shuffles its own."""
+        return f"{self.seed}:{WINDOW}:{ranks.world}".encode()
 
     def _read(self, ranks: Ranks = ALONE, state: Any = None, held_out: bool = False) -> Iterator[tuple[Row, Any]]:
         """The rest of a pass over the rows that are held out, or over those that are not, with the state after each."""

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
+from nanovlm.flops import Work
+
 WINDOW = 20  # steps that the live rates are of: the first ones, which compile, must not count for ever
 
 
@@ -15,11 +17,11 @@ class Totals(NamedTuple):
     seconds: float
     waited: float
     samples: int
-    tokens: int
     flops: float
+    work: Work
 
 
-START = Totals(0, 0, 0, 0, 0)
+START = Totals(0, 0, 0, 0, Work())
 
 
 class Clock:
@@ -33,8 +35,9 @@ class Clock:
         self.start = time.perf_counter()
         self.peak, self.ranks = peak, ranks
         self.waited = self.paused = 0.0
-        self.samples = self.tokens = 0
+        self.samples = 0
         self.flops = 0.0
+        self.work = Work()
         self.recent = deque([self.totals()], maxlen=WINDOW + 1)
 
     def waiting(self) -> Stopwatch:
@@ -50,7 +53,7 @@ class Clock:
         return max(1e-9, self.wall_seconds - self.paused)
 
     def totals(self) -> Totals:
-        return Totals(self.seconds, self.waited, self.samples, self.tokens, self.flops)
+        return Totals(self.seconds, self.waited, self.samples, self.flops, self.work)
 
     def step_finished(self) -> dict[str, float]:
         """The rates of the last steps."""
@@ -66,9 +69,10 @@ class Clock:
         seconds = max(1e-9, now.seconds - since.seconds)
         flops = (now.flops - since.flops) / seconds
         return {
+            "seconds": now.seconds,
             "samples": now.samples * self.ranks,
             "samples_per_second": (now.samples - since.samples) / seconds * self.ranks,
-            "tokens_per_second": (now.tokens - since.tokens) / seconds * self.ranks,
+            "tokens_per_second": (now.work.tokens - since.work.tokens) / seconds * self.ranks,
             "data_wait": (now.waited - since.waited) / seconds,
             **({"mfu": flops / self.peak} if self.peak and flops else {}),
         }
@@ -78,15 +82,16 @@ class Clock:
         """Since the trainer was made, evaluations included."""
         return time.perf_counter() - self.start
 
-    def state(self) -> dict[str, float]:
-        return {**self.totals()._asdict(), "wall_seconds": self.wall_seconds}
+    def state(self) -> dict[str, Any]:
+        now = self.totals()._asdict()
+        return now | now.pop("work")._asdict() | {"wall_seconds": self.wall_seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` gave; the time in between does not count."""
         self.start = time.perf_counter() - state["wall_seconds"]
         self.paused = state["wall_seconds"] - state["seconds"]
         self.waited, self.flops = state["waited"], state["flops"]
-        self.samples, self.tokens = state["samples"], state["tokens"]
+        self.samples, self.work = state["samples"], Work(*(state[size] for size in Work._fields))
         self.recent = deque([self.totals()], maxlen=WINDOW + 1)
 
 

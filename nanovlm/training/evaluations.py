@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nanovlm.data.loader import HeldOut, Step
-from nanovlm.data.origins import Loss, added, losses_by_origin, mean_by_dataset
+from nanovlm.data.origins import Losses, added, losses_by_sample, mean_by_dataset, write_losses
 from nanovlm.evaluation.evaluator import Evaluation, Questions, read_items, write_items
 from nanovlm.evaluation.gallery import draw_gallery
 from nanovlm.generation import evaluating
@@ -67,6 +67,8 @@ class Evaluations:
             return
         loss = sum(total for total, _ in losses.values()) / num_targets
         self.results["validation_loss"] = loss
+        if self.group.is_main:
+            write_losses(losses, self.run.validation(step))
         by_dataset = mean_by_dataset(losses)
         if len(by_dataset) > 1:
             self.results["validation_loss_by_dataset"] = by_dataset
@@ -78,14 +80,14 @@ class Evaluations:
                 with self.asking():
                     self.model.save_pretrained(self.run.best_model)
 
-    def _held_out_losses(self) -> tuple[dict[str, Loss], Counter[str]]:
-        """Of all ranks' held-out samples, by origin; and how many were skipped, by reason."""
-        losses, skipped = dict[str, Loss](), Counter[str]()
+    def _held_out_losses(self) -> tuple[Losses, Counter[str]]:
+        """Of all ranks' held-out samples; and how many were skipped, by reason."""
+        losses, skipped = Losses(), Counter[str]()
         with evaluating(self.model), torch.no_grad():
             for held_out in self.load(self.held_out):
                 skipped += held_out.skipped
                 for row in held_out.rows:
-                    losses = added(losses, losses_by_origin(row, self.model.losses(row.to(self.model.device))))
+                    losses = added(losses, losses_by_sample(row, self.model.losses(row.to(self.model.device))))
         for rank, (others, left_out) in enumerate(self.group.gather((losses, skipped))):
             losses, skipped = (added(losses, others), skipped + left_out) if rank else (others, left_out)
         return losses, skipped

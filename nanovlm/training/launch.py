@@ -54,8 +54,8 @@ def train(
         model, mixture, benchmarks = open_everything(recipe, group.device)
         steps, held_out = lay_out_steps(recipe, model, mixture, group.ranks)
         data = fingerprint_data(mixture)
-        hashes = {"data": data, "data_order": fingerprint_order(data, steps)}
-        group.agree("the experiment and its data", [recipe.dump(), hashes])
+        hashes = {"data": data, "data_order": fingerprint_order(data, mixture, group.ranks)}
+        group.agree("the experiment and its data", [recipe.dump(), hashes, steps.samples])
         run = group.on_main(lambda: Run.create(recipe, run_dir))
         with run.locked() if group.is_main else nullcontext():
             if group.is_main:
@@ -167,17 +167,14 @@ def affordable(flops: float, recipe: Recipe, first: Steps) -> int:
 
 
 def fingerprint_data(mixture: Mixture | Stream) -> str:
-    """A hash of the training samples and their order, whatever the number of them that a run sees."""
+    """A hash of the samples, whatever the run's seed: it is of all ids, and of the content of some (see there)."""
     digest = hashlib.sha256()
     for part in mixture.fingerprint():
+        digest.update(len(part).to_bytes(8, "big"))  # else bytes could move from one part to the next
         digest.update(part)
     return digest.hexdigest()
 
 
-def fingerprint_order(data: str, steps: Steps) -> str:
-    """A hash of which sample comes when: equal for two runs that see the same samples in the same order.
-
-    Of a stream, without reading it to its end: its first window's ids, and the seeds that decide all others.
-    """
-    size = f"{steps.samples}:{steps.samples_per_step}:"
-    return hashlib.sha256((size + data).encode()).hexdigest()
+def fingerprint_order(data: str, mixture: Mixture | Stream, ranks: Ranks) -> str:
+    """A hash of which sample comes when, whatever the number of them that a run sees. ``data``: their own hash."""
+    return hashlib.sha256(data.encode() + mixture.fingerprint_of_order(ranks)).hexdigest()

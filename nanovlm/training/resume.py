@@ -68,6 +68,7 @@ def resume(
             steps = steps.resumed(done, own(found.facts["positions"], group.ranks))
         if group.is_main:
             run.rewind(done)
+            run.record_resumption(recipe, model.device, done)
             write_whole(run.experiment, dump_yaml(recipe.dump()))
         notes = [*checkpoints.broken, f"going on after step {done}"]
         trackers, files = open_trackers(recipe, run, group), registries.files
@@ -79,34 +80,42 @@ def resume(
 
 def check_same(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
     """ConfigError with every difference that is not about length, logging or hardware."""
-    before, now = (dict(_flat(tree)) for tree in (recorded, asked))
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and not _is_free(key)]
-    if keys:
-        lines = "".join(f"\n  {key}: {before.get(key)!r} in the run, {now.get(key)!r} asked for" for key in keys)
+    if changes := differences(recorded, asked, FREE):
+        lines = "".join(f"\n  {change}" for change in changes)
         raise ConfigError(
             f"--resume {run.folder}: only length, logging and hardware may change on the way:{lines}\n"
             "Leave the changes out, or begin a new run with them"
         )
 
 
+def differences(recorded: dict[str, Any], asked: dict[str, Any], free: Sequence[str]) -> list[str]:
+    """In words, each setting that differs between a run's experiment and another one, but for those that are ``free``.
+
+    Both with every option written out (``Recipe.dump``).
+    """
+    before, now = (dict(flat(tree)) for tree in (recorded, asked))
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and not _is_one_of(free, key)]
+    return [f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} asked for" for key in keys]
+
+
 def check_data(run: Run, data: str) -> None:
     """ConfigError where the training data are not those that the run began with."""
     if json.loads(run.provenance.read_text(encoding="utf-8"))["data"] != data:
         raise ConfigError(
-            f"--resume {run.folder}: the training data are not those that it began with (other ids, or another order); "
+            f"--resume {run.folder}: the training data are not those that it began with (other ids, or other content); "
             "restore them, or begin a new run"
         )
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def _is_one_of(settings: Sequence[str], key: str) -> bool:
+    return any(key == setting or key.startswith(f"{setting}.") for setting in settings)
 
 
-def _flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """Each value in nested mappings and lists by its dotted path."""
     pairs: Any = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else None
     if not pairs:
         yield above, tree
         return
     for key, value in pairs:
-        yield from _flat(value, f"{above}.{key}" if above else str(key))
+        yield from flat(value, f"{above}.{key}" if above else str(key))

@@ -23,9 +23,13 @@ from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import numbered
 from nanovlm.files import write_whole
+from nanovlm.hardware import hardware
+from nanovlm.model import VisionLanguageModel
+from nanovlm.registry import Plugin
 from nanovlm.yaml_reader import dump_yaml, read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout, if the code runs from one
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent  # of the checkout, if the code runs from one
 PACKAGES = (
     "nanovlm", "torch", "transformers", "timm", "peft", "datasets", "tokenizers", "safetensors", "pillow", "pydantic",
 )  # fmt: skip
@@ -121,6 +125,10 @@ class Run:
     def evaluation(self, benchmark: str, step: int, suffix: str = ".jsonl") -> Path:
         return self.folder / "evaluation" / benchmark / f"{step}{suffix}"
 
+    def validation(self, step: int) -> Path:
+        """The losses on held-out samples."""
+        return self.folder / "validation" / f"{step}.jsonl"
+
     def bare_decoder(self, benchmark: str) -> Path:
         """What the language decoder said before it was trained, without pictures."""
         return self.folder / "evaluation" / benchmark / "bare-decoder.jsonl"
@@ -128,23 +136,47 @@ class Run:
     def write_json(self, file: Path, content: dict[str, Any]) -> None:
         write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def record_provenance(self, recipe: Recipe, model: nn.Module, hashes: dict[str, str]) -> None:
+    def record_provenance(self, recipe: Recipe, model: VisionLanguageModel, hashes: dict[str, str]) -> None:
         """What the run was made of: versions, code, plugins, ``hashes`` of its data, and its initial weights."""
-        self.write_json(
-            self.provenance,
-            {
-                "versions": {"python": platform.python_version(), **_versions()},
-                "git": _git_state(),
-                "plugins": [
-                    plugin.provenance()
-                    for plugin in sorted({part.plugin for part in recipe.parts}, key=lambda plugin: plugin.module)
-                ],
-                **hashes,
-                "initial_weights": {role: fingerprint(getattr(model, role)) for role in ROLES},
-            },
-        )
+        weights = {role: fingerprint(getattr(model, role)) for role in ROLES}
+        self.write_json(self.provenance, _made_of(recipe, model.device) | hashes | {"initial_weights": weights})
         for file, copy in plugin_copies(self.folder, recipe.registries.files).items():
             write_whole(copy, file.read_text(encoding="utf-8"))
+
+    def record_resumption(self, recipe: Recipe, device: torch.device, step: int) -> None:
+        """What the run goes on with after a step: code, versions and hardware may not be what it began with."""
+        content = json.loads(self.provenance.read_text(encoding="utf-8"))
+        resumed = [*content.get("resumed", []), {"step": step} | _made_of(recipe, device)]
+        self.write_json(self.provenance, content | {"resumed": resumed})
+
+
+def _made_of(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Code, versions and hardware, as they are now."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git": _git_state(),
+        "source": source_hash(),
+        "hardware": hardware(device),
+        "plugins": _plugins_of(recipe),
+    }
+
+
+def _plugins_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """Each plugin that the run uses, and where in its experiment: ``{"module": ..., "used_for": ["projector"]}``."""
+    places: dict[Plugin, list[str]] = {}
+    for part in recipe.parts:
+        places.setdefault(part.plugin, []).append(part.where)
+    used = sorted(places, key=lambda plugin: (plugin.module, plugin.path))
+    return [{**plugin.provenance(), "used_for": places[plugin]} for plugin in used]
+
+
+def source_hash(package: Path = PACKAGE) -> str:
+    """A hash of the core's own code: it tells states apart that git does not know, and works without git."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(package).as_posix()}:{len(content)}:".encode() + content)
+    return digest.hexdigest()
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -12,6 +12,7 @@ from nanovlm.data.origins import samples_by_dataset
 from nanovlm.data.ranks import Ranks
 from nanovlm.data.tally import Tally
 from nanovlm.errors import ConfigError
+from nanovlm.flops import Work
 from nanovlm.training.checkpoint import Snapshot
 from nanovlm.weights import tied_once
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from nanovlm.training.trainer import Trainer
 
 MODEL, OPTIMIZER = "model", "optimizer"  # files
-DONE = ("samples", "tokens", "flops")  # by all ranks together
+DONE = ("samples", "flops", *Work._fields)  # by all ranks together
 
 
 def snapshot(trainer: Trainer) -> Snapshot | None:

@@ -19,7 +19,7 @@ from nanovlm.data.workers import load, num_workers
 from nanovlm.errors import CheckpointError, DivergedError
 from nanovlm.evaluation.evaluator import Questions
 from nanovlm.experiment import Experiment
-from nanovlm.flops import Cost, peak_flops
+from nanovlm.flops import Cost, Work, peak_flops
 from nanovlm.model import VisionLanguageModel
 from nanovlm.seeding import derived_seed
 from nanovlm.training.blocks import eager, prepare_blocks
@@ -189,7 +189,8 @@ class Trainer:
             "steps": self.step,
             **rates,
             "samples": sum(totals.samples for totals in done),
-            "tokens": sum(totals.tokens for totals in done),
+            "tokens": sum(totals.work.tokens for totals in done),
+            "work": Work.together(totals.work for totals in done)._asdict(),
             "wall_seconds": self.clock.wall_seconds,
             "lost_updates": int(self.optimizer.lost),
             **tally.summary(),
@@ -221,7 +222,7 @@ class Trainer:
     def count(self, step: Step) -> None:
         self.tally.add(step, last=self.step + 1 == self.total_steps, alone=self.alone)
         self.clock.samples += step.num_samples
-        self.clock.tokens += step.num_tokens
+        self.clock.work = Work.together((self.clock.work, Work.of(step.rows)))
         if self.clock.peak:
             self.clock.flops += self.cost(tuple(self.optimizer.learning_rates)).of_rows(step.rows)
 

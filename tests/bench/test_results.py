@@ -12,7 +12,7 @@ import torch
 
 from nanovlm import ConfigError
 from nanovlm.bench import tables
-from nanovlm.bench.hardware import available_memory, cpu_name, hardware, measured_peak
+from nanovlm.hardware import available_memory, cpu_name, hardware, measured_peak
 from nanovlm.bench.results import Result, now, read_results
 from nanovlm.bench.tables import BEGIN, END, readme_block
 

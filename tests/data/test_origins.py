@@ -7,8 +7,17 @@ from test_loader import steps_of
 
 from nanovlm.data.filling import Filling
 from nanovlm.data.loader import Packing
-from nanovlm.data.origins import added, dataset_of, losses_by_origin, mean_by_dataset, samples_by_dataset
+from nanovlm.data.origins import (
+    added,
+    dataset_of,
+    losses_by_sample,
+    mean_by_dataset,
+    read_losses,
+    samples_by_dataset,
+    write_losses,
+)
 from nanovlm.data.tally import Tally
+from nanovlm.errors import DataError
 
 FILLING = Filling((200, 400), 60, 64, varlen=False)
 
@@ -18,29 +27,29 @@ def mixed(**options):
 
 
 @pytest.mark.parametrize("filling", [None, FILLING])
-def test_a_rows_losses_are_added_up_by_where_its_samples_come_from(filling):
+def test_a_rows_losses_are_added_up_by_sample(filling):
     steps = mixed()
     steps.packing = Packing(2, 400, 256, filling)
     total = {}
     expected = Counter()
     for row in steps[0].rows:
         losses = torch.randn(row.num_targets)
-        total = added(total, losses_by_origin(row, losses))
+        total = added(total, losses_by_sample(row, losses))
         ends = row.segments.cu_seqlens.tolist()
         for slot, loss in zip(row.target_slots.tolist(), losses.tolist(), strict=True):  # one by one
             (sample,) = (s for s in range(row.num_samples) if ends[s] <= slot < ends[s + 1])
-            expected[row.origins[sample]] += loss
-            expected[row.origins[sample], "targets"] += 1
-    assert set(total) == {"data.train.0", *(f"data.train.1, subset '{name}'" for name in "abc")}
-    for origin, (loss, count) in total.items():
-        assert loss == pytest.approx(expected[origin], abs=1e-4)
-        assert count == expected[origin, "targets"]
+            expected[row.origins[sample], row.ids[sample]] += loss
+            expected[row.origins[sample], row.ids[sample], "targets"] += 1
+    assert {origin for origin, _ in total} == {"data.train.0", *(f"data.train.1, subset '{name}'" for name in "abc")}
+    for key, (loss, count) in total.items():
+        assert loss == pytest.approx(expected[key], abs=1e-4)
+        assert count == expected[*key, "targets"]
 
 
 def test_a_datasets_mean_is_over_the_targets_of_all_its_subsets():
     losses = {
-        "data.train.1, subset 'a'": (6.0, 2), "data.train.0": (5.0, 5), "data.train.1, subset 'b, c'": (2.0, 6),
-        "data.train.2": (0.0, 0),
+        ("data.train.1, subset 'a'", "1"): (6.0, 2), ("data.train.0", "2"): (2.0, 3), ("data.train.0", "3"): (3.0, 2),
+        ("data.train.1, subset 'b, c'", "1"): (2.0, 6), ("data.train.2", "1"): (0.0, 0),
     }  # fmt: skip
     assert mean_by_dataset(losses) == {"data.train.0": 1.0, "data.train.1": 1.0}
 
@@ -48,7 +57,7 @@ def test_a_datasets_mean_is_over_the_targets_of_all_its_subsets():
 def test_the_mean_of_all_is_the_rows_own():
     row = mixed()[0].rows[0]
     losses = torch.rand(row.num_targets)
-    sums = losses_by_origin(row, losses).values()
+    sums = losses_by_sample(row, losses).values()
     assert sum(loss for loss, _ in sums) / sum(count for _, count in sums) == pytest.approx(float(losses.mean()))
 
 
@@ -85,3 +94,16 @@ def test_a_name_tells_its_dataset():
         "data.train.0",
         "data.train.12",
     ]
+
+
+def test_losses_are_written_and_read_back(tmp_path):
+    losses = {("data.train.0", "a"): (6.25, 2), ("data.train.1, subset 'b'", "a"): (1 / 3, 5)}
+    write_losses(losses, tmp_path / "validation" / "3.jsonl")
+    assert read_losses(tmp_path / "validation" / "3.jsonl") == losses
+    assert read_losses(tmp_path / "validation" / "4.jsonl") == {}
+
+
+def test_damaged_losses_are_named(tmp_path):
+    (tmp_path / "3.jsonl").write_text('{"origin": "x"}')
+    with pytest.raises(DataError, match=r"3\.jsonl is damaged: remove it, and go on without what it held"):
+        read_losses(tmp_path / "3.jsonl")

@@ -12,6 +12,7 @@ from nanovlm.data import stream
 from nanovlm.data.dataset import Row
 from nanovlm.data.loader import Packing
 from nanovlm.data.mixture import is_held_out
+from nanovlm.data.ranks import Ranks
 from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps, ahead
 from nanovlm.data.workers import load
 
@@ -201,13 +202,19 @@ def test_broken_samples_make_a_step_smaller_and_shift_nothing():
     assert sum(count for (_, reason), count in tally.items() if not reason) == sum(step.num_samples for step in broken)
 
 
-def test_the_fingerprint_tells_orders_apart():
+def test_the_fingerprint_tells_rows_apart_and_not_their_order():
     def fingerprint(**options) -> bytes:
         return b"".join(stream_of(**options).fingerprint())
 
-    assert fingerprint() == fingerprint()
-    others = [fingerprint(seed=1), fingerprint(size=10), fingerprint(share=0.1, limit=5)]
+    assert fingerprint() == fingerprint(seed=1)
+    others = [fingerprint(broken={3: "gone"}), fingerprint(size=10), fingerprint(share=0.1, limit=5)]
     assert len({fingerprint(), *others}) == 4
+
+
+def test_the_fingerprint_of_the_order_is_the_seeds_and_the_ranks():
+    orders = [stream_of(seed=seed).fingerprint_of_order(Ranks(0, world)) for seed, world in ((0, 1), (1, 1), (0, 2))]
+    assert len(set(orders)) == 3
+    assert stream_of().fingerprint_of_order(Ranks(1, 2)) == orders[2]
 
 
 def test_a_stream_that_is_all_held_out_is_an_error():

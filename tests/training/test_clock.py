@@ -1,6 +1,7 @@
 import pytest
 
 from nanovlm.training import clock as module
+from nanovlm.flops import Work
 from nanovlm.training.clock import WINDOW, Clock
 
 
@@ -19,14 +20,21 @@ def step(clock, seconds: float, waiting: float = 0.0) -> dict[str, float]:
         clock.pass_time(waiting)
     clock.pass_time(seconds - waiting)
     clock.samples += 4
-    clock.tokens += 100
+    clock.work = Work.together((clock.work, Work(tokens=100)))
     clock.flops += 500.0
     return clock.step_finished()
 
 
 def test_rates_are_what_was_done_in_the_time(clock):
     rates = step(clock, seconds=2.0, waiting=0.5)
-    expected = {"samples": 4, "samples_per_second": 2.0, "tokens_per_second": 50.0, "data_wait": 0.25, "mfu": 0.25}
+    expected = {
+        "seconds": 2.0,
+        "samples": 4,
+        "samples_per_second": 2.0,
+        "tokens_per_second": 50.0,
+        "data_wait": 0.25,
+        "mfu": 0.25,
+    }
     assert rates == pytest.approx(expected)
 
 

@@ -25,7 +25,7 @@ BUSY = (
     "training.frozen_until_step.vision_encoder=3", "language_decoder.lora={rank: 2, dropout: 0.5}",
     "data.validation={share: 0.1, every: 2}", "benchmarks.0.every=3", "benchmarks.0.limit=4", "checkpoints.every=2",
 )  # fmt: skip
-TIMES = ("_per_second", "data_wait", "wall_seconds", "peak_memory_bytes", "mfu")
+TIMES = ("_per_second", "data_wait", "seconds", "peak_memory_bytes", "mfu")
 
 
 @pytest.fixture(scope="module")

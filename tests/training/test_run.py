@@ -10,7 +10,7 @@ from tiny import tiny_experiment
 from nanovlm import ConfigError, Experiment, VisionLanguageModel, train
 from nanovlm.experiment import Data, Training
 from nanovlm.training import run as run_module
-from nanovlm.training.run import ROOT, _git_state
+from nanovlm.training.run import ROOT, _git_state, source_hash
 from nanovlm.yaml_reader import read_yaml
 
 FILES = {
@@ -124,6 +124,9 @@ def test_provenance_names_what_the_run_was_made_of(run, faulty):
     names = ("shapes", "siglip", "pixel_shuffle", "smollm2")
     assert set(plugins) == {"faulty_plugin", *(f"nanovlm_plugins.{name}" for name in names)}
     assert all(len(plugin["sha256"]) == 64 for plugin in plugins.values())
+    assert plugins["faulty_plugin"]["used_for"] == ["data.train.0"]
+    assert {place for plugin in plugins.values() for place in plugin["used_for"]} > {"projector", "benchmarks.0"}
+    assert len(provenance["source"]) == len(provenance["data"]) == len(provenance["data_order"]) == 64
     assert set(provenance["initial_weights"]) == {"vision_encoder", "projector", "language_decoder"}
     assert (finished.folder / FAULTY.name).read_text() == FAULTY.read_text()
 
@@ -152,6 +155,23 @@ def test_a_file_that_was_added_is_a_change_of_the_code(tmp_path):
     assert _git_state(tmp_path)["changed"] is False
     (tmp_path / "plugins" / "two_layer.py").write_text("b = 2")
     assert _git_state(tmp_path)["changed"] is True
+
+
+def test_the_source_hash_tells_every_edit_apart(tmp_path):
+    """Without git, and of files that git does not know yet."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a.py").write_text("a = 1")
+    hashes = [source_hash(tmp_path), source_hash(tmp_path)]
+    (tmp_path / "notes.txt").write_text("no code")
+    hashes.append(source_hash(tmp_path))
+    assert len(set(hashes)) == 1
+    (tmp_path / "a.py").write_text("a = 2")
+    hashes.append(source_hash(tmp_path))
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    hashes.append(source_hash(tmp_path))
+    (tmp_path / "below" / "c.py").write_text("")
+    hashes.append(source_hash(tmp_path))
+    assert len(set(hashes)) == 4
 
 
 def test_this_checkout_is_the_one_whose_state_is_recorded():

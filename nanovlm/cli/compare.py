@@ -1,0 +1,109 @@
+"""``nanovlm compare``: what finished runs come to, against one of them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nanovlm.cli.evaluate import make_room_for
+from nanovlm.cli.options import AsJson
+from nanovlm.errors import ConfigError
+from nanovlm.lab import diff, tables
+from nanovlm.lab.compare import compare
+from nanovlm.lab.comparison import Comparison
+from nanovlm.lab.gathering import gather
+from nanovlm.lab.report import write_report
+from nanovlm.lab.results import Result
+
+PAIRED = "paired: runs of one seed saw the same samples in the same order, from the same initial weights"
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or a sweep's folder.")],
+    baseline: Annotated[
+        str, typer.Option(metavar="RUN", help="A run, or a variant's name; by default the first.", show_default=False)
+    ] = "",
+    common: Annotated[
+        bool, typer.Option("--common", help="Compare the questions that all were asked, if they were asked others too.")
+    ] = False,
+    difference: Annotated[
+        bool, typer.Option("--diff", help="Of two runs: what differs in settings, code, plugins and versions.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Write a report with figures here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs that have finished: accuracies with intervals, differences to a baseline, costs, and a verdict."""
+    if difference:
+        print(told_apart(runs, as_json))
+        return
+    if output:
+        make_room_for(output / "report.md")
+    chosen = gather(runs, baseline)
+    comparison = compare(chosen.groups, chosen.baseline, chosen.name, chosen.unfinished, common)
+    files = write_report(comparison, output) if output else []
+    if as_json:
+        print(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
+        return
+    show(comparison)
+    if files:
+        print("\nwhere everything is", *(f"  {file}" for file in files), sep="\n")
+
+
+def told_apart(folders: Sequence[Path], as_json: bool) -> str:
+    """What differs between two runs, and only that."""
+    if len(folders) != 2:
+        raise ConfigError(f"--diff compares two runs, and {len(folders)} {'is' if len(folders) == 1 else 'are'} named")
+    changes = diff.differences(*map(Result.open, folders))
+    if as_json:
+        return json.dumps([change._asdict() for change in changes], indent=2, ensure_ascii=False, default=str)
+    return diff.describe(changes)
+
+
+def show(comparison: Comparison) -> None:
+    """Tables first, and below them what they come to."""
+    console = Console()
+    for table in all_tables(comparison):
+        console.print(in_terminal(table))
+    print("\n".join(in_words(comparison)))
+
+
+def all_tables(comparison: Comparison) -> Iterator[tables.Table]:
+    yield tables.variants_table(comparison)
+    for benchmark in comparison.benchmarks:
+        yield tables.accuracy_table(comparison, benchmark)
+    others = (tables.validation_table(comparison), tables.cost_table(comparison), tables.flip_table(comparison.flips))
+    yield from (table for table in (*others, tables.unfinished_table(comparison)) if table)
+
+
+def in_terminal(table: tables.Table) -> Table:
+    """Cells are plain text: what they hold is no markup."""
+    shown = Table(title=table.caption, title_justify="left", caption=table.note or None, caption_justify="left")
+    for column, numeric in zip(table.columns, table.numeric, strict=True):
+        shown.add_column(column, justify="right" if numeric else "left")
+    for row in table.rows:
+        shown.add_row(*(Text(str(cell)) for cell in row))
+    return shown
+
+
+def in_words(comparison: Comparison) -> list[str]:
+    """Verdicts, doubts, whether runs are paired, and what else is to be said."""
+    lines: list[str] = []
+    for benchmark in comparison.benchmarks:
+        scores = [(variant.name, variant.scores[benchmark]) for variant in comparison.variants]
+        lines += ["", benchmark, *(f"  {score.sentence}" for _, score in scores if score.sentence)]
+        lines += [f"  {name}: {flag}" for name, score in scores for flag in score.flags]
+    losses = [variant.validation_sentence for variant in comparison.variants if variant.validation_sentence]
+    lines += ["", "validation loss", *(f"  {sentence}" for sentence in losses)] if losses else []
+    if comparison.unpaired:
+        lines += ["", "not paired", *(f"  {finding}" for finding in comparison.unpaired)]
+    elif len(comparison.variants) > 1:
+        lines += ["", PAIRED]
+    lines += ["", "notes", *(f"  {note}" for note in comparison.notes)] if comparison.notes else []
+    return lines

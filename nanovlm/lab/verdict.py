@@ -1,0 +1,150 @@
+"""What a comparison comes to, in words: one sentence for each variant, and what makes its accuracy doubtful."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanovlm.data.tally import describe
+from nanovlm.lab.costs import Savings
+from nanovlm.lab.statistics import Difference, Estimate
+
+LEVEL = 0.05  # of a p after Holm's correction: a difference is one below it
+ONE_SEED = "with one seed this says which of two checkpoints is better, not which setting"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a difference is said.
+
+    scale: from the difference's unit to the one that is shown; per: what that is called
+    items: what it was measured on; sign: -1 where less is better
+    """
+
+    scale: float
+    decimals: int
+    per: str
+    items: str
+    sign: int = 1
+
+    def number(self, value: float) -> str:
+        return f"{abs(value) * self.scale:.{self.decimals}f}"
+
+    def signed(self, value: float) -> str:
+        """Zero has no sign, and nothing that is shown as zero has one."""
+        number = self.number(value)
+        return number if not float(number) else f"{'-' if value < 0 else '+'}{number}"
+
+
+ACCURACY = Measure(100, 1, " points", "items")
+LOSS = Measure(1, 3, "", "held-out samples", sign=-1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A variant's difference to the baseline, and what it takes to say what it means.
+
+    comparisons: how many variants Holm's correction was over
+    seeds, items: how many of them the difference is of
+    paired: whether runs of one seed differ in nothing but the variants' settings
+    """
+
+    variant: str
+    baseline: str
+    difference: Difference | None
+    p_holm: float | None
+    comparisons: int
+    seeds: int
+    items: int
+    savings: Savings
+    paired: bool = True
+    mcnemar: float | None = None
+    measure: Measure = ACCURACY
+
+    @property
+    def sentence(self) -> str:
+        """As in "factor=4: -2.1 points [-3.4, -0.8] against factor=2, 38 % fewer FLOPs: worse, cheaper"."""
+        if self.difference is None:
+            return f"{self.variant}: has no seed in common with {self.baseline}, so nothing can be said of a difference"
+        what = "" if self.measure is ACCURACY else " in validation loss"
+        against = (
+            f"{self._interval(self.difference)}{what} against {self.baseline}{'' if self.paired else ', not paired'}"
+        )
+        found = ", ".join([against, *self.savings.in_words])
+        return f"{self.variant}: {found}: {self._judgement(self.difference)}{self._caveat}"
+
+    def _interval(self, difference: Difference) -> str:
+        value = f"{self.measure.signed(difference.value)}{self.measure.per}"
+        if difference.low is None or difference.high is None:
+            return value
+        return f"{value} [{self.measure.signed(difference.low)}, {self.measure.signed(difference.high)}]"
+
+    def _judgement(self, difference: Difference) -> str:
+        cost = self.savings.verdict
+        if self.p_holm is not None and self.p_holm < LEVEL:
+            better = difference.value * self.measure.sign > 0
+            return ", ".join(["better" if better else "worse", *([cost] if cost else [])])
+        return "; ".join([self._doubt(difference), *([cost] if cost else [])])
+
+    def _doubt(self, difference: Difference) -> str:
+        if self.p_holm is None or difference.p is None:
+            return "too little to judge by"
+        if excludes_zero(difference):
+            if self.comparisons == 1:
+                return f"not certain (p = {probability(difference.p)})"
+            return (
+                f"not certain after correcting for {self.comparisons} comparisons "
+                f"(p = {probability(difference.p)}, corrected {probability(self.p_holm)})"
+            )
+        if difference.detectable is None:
+            return "no difference seen"
+        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return (
+            f"no difference seen; with {seeds} and {self.items:,} {self.measure.items} "
+            f"one under {self.measure.number(difference.detectable)}{self.measure.per} would be missed"
+        )
+
+    @property
+    def _caveat(self) -> str:
+        if self.seeds > 1:
+            return ""
+        exact = "" if self.mcnemar is None else f"McNemar's exact p = {probability(self.mcnemar)}; "
+        return f" ({exact}{ONE_SEED})"
+
+
+def excludes_zero(difference: Difference) -> bool:
+    if difference.low is None or difference.high is None:
+        return False
+    return difference.low > 0 or difference.high < 0
+
+
+def probability(p: float) -> str:
+    """Two digits, and three where two would put it on the level itself."""
+    text = f"{p:.2g}"
+    return text if float(text) != LEVEL or p == LEVEL else f"{p:.3g}"
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}".replace("%", " %")
+
+
+def flags(
+    accuracy: Estimate, blind: float | None, unasked: Sequence[int], skipped: Counter[str], questions: int
+) -> list[str]:
+    """What makes an accuracy doubtful.
+
+    blind: the accuracy without pictures; None where it was not asked for, with the seeds ``unasked`` or with none
+    skipped: questions that could not be asked, by reason, of the seed that has the most
+    """
+    found = []
+    if blind is None:
+        seeds = f" with seed {' and '.join(map(str, unasked))}" if unasked else ""
+        found.append(f"was not asked without pictures{seeds}, so nothing says that it looks")
+    elif accuracy.value <= blind:
+        found.append(f"does no better than without pictures ({percent(blind)}): it does not look")
+    elif accuracy.low is not None and accuracy.low <= blind:
+        found.append(f"may do no better than without pictures ({percent(blind)} is in its interval)")
+    if count := skipped.total():
+        found.append(f"{count:,} of {questions:,} questions skipped, and counted as wrong: {describe(skipped)}")
+    return found
