@@ -11,7 +11,7 @@ from typing import Any
 from tiny import QUICKSTART, SIZES
 
 from nanovlm.lab.ablation import Ablation, load_ablation
-from nanovlm.lab.jobs import Processes
+from nanovlm.lab.sweep.jobs import Processes
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from tiny import QUICKSTART
 
-HEAVY = ("transformers", "timm", "datasets", "wandb", "peft")
+HEAVY = ("transformers", "timm", "datasets", "wandb", "peft", "scipy", "matplotlib", "submitit")
 
 REFUSING = f"""
 import sys

@@ -21,14 +21,14 @@ from nanovlm.experiment import Training
 from nanovlm.lab.ablation import Ablation, load_ablation
 from nanovlm.lab.compare import compare
 from nanovlm.lab.comparison import Comparison
-from nanovlm.lab.conductor import counted, run_sweep
 from nanovlm.lab.gathering import gather
-from nanovlm.lab.jobs import Processes, Runner, Submitit, environments, submit_options
 from nanovlm.lab.prospect import Prospect, plan_ablation
-from nanovlm.lab.report import write_report
-from nanovlm.lab.sweep import RunState
-from nanovlm.lab.sweep_table import Board
-from nanovlm.lab.tables import duration, gibibytes, scaled
+from nanovlm.lab.report.tables import duration, gibibytes, scaled
+from nanovlm.lab.report.writer import write_report
+from nanovlm.lab.sweep.board import Board
+from nanovlm.lab.sweep.conductor import counted, run_sweep
+from nanovlm.lab.sweep.jobs import Processes, Runner, Submitit, environments, submit_options
+from nanovlm.lab.sweep.sweep import RunState
 from nanovlm.merging import BUDGETS
 from nanovlm.plugins import load_plugins
 from nanovlm.training.interrupts import Stopped

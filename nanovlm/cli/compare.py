@@ -13,11 +13,12 @@ from rich.text import Text
 from nanovlm.cli.evaluate import make_room_for
 from nanovlm.cli.options import AsJson
 from nanovlm.errors import ConfigError
-from nanovlm.lab import diff, tables
+from nanovlm.lab import diff
 from nanovlm.lab.compare import compare
 from nanovlm.lab.comparison import Comparison
 from nanovlm.lab.gathering import gather
-from nanovlm.lab.report import write_report
+from nanovlm.lab.report import tables
+from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.results import Result
 
 PAIRED = "paired: runs of one seed saw the same samples in the same order, from the same initial weights"

@@ -3,11 +3,11 @@
 from nanovlm.lab.ablation import Ablation, load_ablation
 from nanovlm.lab.compare import compare
 from nanovlm.lab.comparison import Comparison
-from nanovlm.lab.conductor import run_sweep
 from nanovlm.lab.gathering import gather
 from nanovlm.lab.prospect import plan_ablation
-from nanovlm.lab.report import write_report
+from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.results import Result
+from nanovlm.lab.sweep.conductor import run_sweep
 
 __all__ = [
     "Ablation",

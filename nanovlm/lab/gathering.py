@@ -13,7 +13,7 @@ from nanovlm.lab.comparison import Unfinished
 from nanovlm.lab.results import SWEEP, Result
 from nanovlm.lab.settings import same_settings, variant_names
 from nanovlm.lab.shared import Groups
-from nanovlm.lab.sweep import Sweep, states
+from nanovlm.lab.sweep.sweep import Sweep, states
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 
 from nanovlm import ConfigError
 from nanovlm.bench import tables
-from nanovlm.hardware import available_memory, cpu_name, hardware, measured_peak
 from nanovlm.bench.results import Result, now, read_results
 from nanovlm.bench.tables import BEGIN, END, readme_block
+from nanovlm.hardware import available_memory, cpu_name, hardware, measured_peak
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "experiments" / "results").glob("*.json"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from compared import comparison, curve, result
 
-from nanovlm.lab.curves import loss_curve, smoothed
+from nanovlm.lab.report.curves import loss_curve, smoothed
 
 
 def test_smoothing_is_the_mean_of_the_neighbours_in_a_window():

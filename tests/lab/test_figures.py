@@ -10,10 +10,10 @@ import pytest
 from compared import SEEDS, comparison, costs, estimate, score, variant
 from PIL import Image
 
-from nanovlm.lab.accuracy_figures import Point, accuracy_range, costs_of, pareto
 from nanovlm.lab.comparison import Comparison
-from nanovlm.lab.drawing import DARK, DPI, LIGHT, WIDTH, apart, looks, needs_key, short_labels, shorten_middle
-from nanovlm.lab.figures import draw_figures
+from nanovlm.lab.report.accuracy_figures import Point, accuracy_range, costs_of, pareto
+from nanovlm.lab.report.drawing import DARK, DPI, LIGHT, WIDTH, apart, looks, needs_key, short_labels, shorten_middle
+from nanovlm.lab.report.figures import draw_figures
 from nanovlm.lab.statistics import Estimate
 
 

@@ -16,8 +16,8 @@ from nanovlm import train
 from nanovlm.evaluation.evaluator import read_items
 from nanovlm.lab.compare import compare
 from nanovlm.lab.comparison import Comparison, Flip
-from nanovlm.lab.pictures import SIZE, data_uri, thumbnails
-from nanovlm.lab.report import write_report
+from nanovlm.lab.report.pictures import SIZE, data_uri, thumbnails
+from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.results import Result
 
 PLUGIN = '''

@@ -11,7 +11,7 @@ from tiny import tiny_experiment
 from nanovlm import ConfigError, train
 from nanovlm.lab.gathering import find_baseline, gather
 from nanovlm.lab.settings import same_settings, settings_apart, variant_names
-from nanovlm.lab.sweep import Sweep
+from nanovlm.lab.sweep.sweep import Sweep
 
 
 def tree(*overrides: str):

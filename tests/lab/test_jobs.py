@@ -10,9 +10,9 @@ import torch
 from sweeping import Teller, processes, program, signals, starts, tiny_ablation
 
 from nanovlm import ConfigError
-from nanovlm.lab import conductor
-from nanovlm.lab.conductor import run_sweep
-from nanovlm.lab.jobs import Processes, Remote, Submitit, environments, submit_options
+from nanovlm.lab.sweep import conductor
+from nanovlm.lab.sweep.conductor import run_sweep
+from nanovlm.lab.sweep.jobs import Processes, Remote, Submitit, environments, submit_options
 from nanovlm.training.interrupts import Stopped
 
 

@@ -12,11 +12,11 @@ from markdown_it import MarkdownIt
 from page import Page
 
 from nanovlm.errors import ConfigError
-from nanovlm.lab import report as report_module
 from nanovlm.lab.comparison import Unfinished
-from nanovlm.lab.markdown import escaped
-from nanovlm.lab.pictures import Thumbnails
-from nanovlm.lab.report import MOST_FLIPS, choose_flips, write_report
+from nanovlm.lab.report import writer as report_module
+from nanovlm.lab.report.markdown import escaped
+from nanovlm.lab.report.pictures import Thumbnails
+from nanovlm.lab.report.writer import MOST_FLIPS, choose_flips, write_report
 
 ORDER = [flip.id for flip in comparison().flips]
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from compared import comparison
 
-from nanovlm.lab.report import write_report
+from nanovlm.lab.report.writer import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install "nanovlm[browser]"')
 

@@ -9,9 +9,9 @@ import pytest
 from sweeping import Teller, contents, processes, signals, starts, tiny_ablation
 
 from nanovlm import ConfigError, load_plugins
-from nanovlm.lab import conductor
-from nanovlm.lab.conductor import run_sweep
-from nanovlm.lab.sweep import Sweep, last_words, states
+from nanovlm.lab.sweep import conductor
+from nanovlm.lab.sweep.conductor import run_sweep
+from nanovlm.lab.sweep.sweep import Sweep, last_words, states
 from nanovlm.training.interrupts import Stopped
 from nanovlm.yaml_reader import read_yaml
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from tiny import tiny_experiment
 
 from nanovlm.files import write_whole
-from nanovlm.lab.sweep import RunState, SweepRun
-from nanovlm.lab.sweep_table import Board, Progress, read_progress, time_left
+from nanovlm.lab.sweep.board import Board, Progress, read_progress, time_left
+from nanovlm.lab.sweep.sweep import RunState, SweepRun
 from nanovlm.yaml_reader import dump_yaml
 
 STEP = {"event": "step", "step": 4, "loss": 1.25, "samples": 32, "seconds": 2.0, "samples_per_second": 16.0}

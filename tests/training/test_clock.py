@@ -1,7 +1,7 @@
 import pytest
 
-from nanovlm.training import clock as module
 from nanovlm.flops import Work
+from nanovlm.training import clock as module
 from nanovlm.training.clock import WINDOW, Clock
 
 

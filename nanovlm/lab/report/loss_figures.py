@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from nanovlm.lab.comparison import Comparison
-from nanovlm.lab.curves import SMOOTHED, Curve, Values
-from nanovlm.lab.drawing import LOG_FROM, MOST_LABELLED, ON_LOG, Label, Look, Sketch, Theme, label_ends
+from nanovlm.lab.report.curves import SMOOTHED, Curve, Values
+from nanovlm.lab.report.drawing import LOG_FROM, MOST_LABELLED, ON_LOG, Label, Look, Sketch, Theme, label_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

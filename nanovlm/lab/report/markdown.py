@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from nanovlm.lab.figures import Picture
-from nanovlm.lab.sections import Report, Section
-from nanovlm.lab.tables import Table
+from nanovlm.lab.report.figures import Picture
+from nanovlm.lab.report.sections import Report, Section
+from nanovlm.lab.report.tables import Table
 
 MARKUP = re.compile(r"[\\`*|<~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(:])")  # `_` within a word is only itself
 

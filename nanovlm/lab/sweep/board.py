@@ -18,8 +18,8 @@ from rich.table import Table
 
 from nanovlm.errors import ConfigError
 from nanovlm.experiment import load_experiment
-from nanovlm.lab.sweep import RunState, SweepRun, tail
-from nanovlm.lab.tables import duration
+from nanovlm.lab.report.tables import duration
+from nanovlm.lab.sweep.sweep import RunState, SweepRun, tail
 from nanovlm.training.run import Run
 
 METRICS_END = 2**16  # bytes: the last line, and a long evaluation's after it

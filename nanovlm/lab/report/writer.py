@@ -15,11 +15,11 @@ from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.errors import ConfigError
 from nanovlm.files import write_whole
 from nanovlm.lab.comparison import Comparison, Flip
-from nanovlm.lab.figures import draw_figures
-from nanovlm.lab.markdown import markdown
-from nanovlm.lab.pictures import Thumbnails, embedded, thumbnails
-from nanovlm.lab.sections import FLIPPED, Report, report_of
-from nanovlm.lab.tables import NO_CATEGORY
+from nanovlm.lab.report.figures import draw_figures
+from nanovlm.lab.report.markdown import markdown
+from nanovlm.lab.report.pictures import Thumbnails, embedded, thumbnails
+from nanovlm.lab.report.sections import FLIPPED, Report, report_of
+from nanovlm.lab.report.tables import NO_CATEGORY
 
 HERE = Path(__file__).parent
 MOST_FLIPS = 60  # that the HTML shows: with pictures of 160 pixels less than a megabyte

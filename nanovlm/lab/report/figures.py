@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 
 from nanovlm.evaluation.evaluator import numbered
-from nanovlm.lab.accuracy_figures import accuracy_figure, category_figure
 from nanovlm.lab.comparison import Comparison
-from nanovlm.lab.curves import loss_curve
-from nanovlm.lab.drawing import DARK, LIGHT, Look, Sketch, Theme, looks, needs_key, render
-from nanovlm.lab.loss_figures import loss_figure
+from nanovlm.lab.report.accuracy_figures import accuracy_figure, category_figure
+from nanovlm.lab.report.curves import loss_curve
+from nanovlm.lab.report.drawing import DARK, LIGHT, Look, Sketch, Theme, looks, needs_key, render
+from nanovlm.lab.report.loss_figures import loss_figure
 
 
 @dataclass(frozen=True)

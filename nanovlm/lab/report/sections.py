@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nanovlm.lab.comparison import Comparison, Score
-from nanovlm.lab.figures import Picture
-from nanovlm.lab.tables import (
+from nanovlm.lab.report.figures import Picture
+from nanovlm.lab.report.tables import (
     Table,
     accuracy_table,
     category_table,

@@ -18,9 +18,9 @@ from nanovlm.errors import ConfigError, join
 from nanovlm.experiment import Experiment, load_experiment
 from nanovlm.files import remove, write_whole
 from nanovlm.lab.ablation import Ablation
-from nanovlm.lab.jobs import Job, Processes, Runner
 from nanovlm.lab.results import SWEEP
-from nanovlm.lab.sweep import SPEAKER, STOPPED, RunState, Sweep, SweepRun
+from nanovlm.lab.sweep.jobs import Job, Processes, Runner
+from nanovlm.lab.sweep.sweep import SPEAKER, STOPPED, RunState, Sweep, SweepRun
 from nanovlm.plugins import Registries
 from nanovlm.training.interrupts import Stopped
 from nanovlm.training.resume import HARDWARE, LOGGING, differences

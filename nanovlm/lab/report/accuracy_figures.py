@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanovlm.lab.comparison import Comparison, VariantResult
-from nanovlm.lab.drawing import (
+from nanovlm.lab.report.drawing import (
     LOG_FROM,
     ON_LOG,
     Label,
@@ -21,8 +21,8 @@ from nanovlm.lab.drawing import (
     legend_above,
     shorten_middle,
 )
+from nanovlm.lab.report.tables import categories_of, percent, scaled
 from nanovlm.lab.statistics import Estimate
-from nanovlm.lab.tables import categories_of, percent, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
