@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanovlm.errors import ConfigError
 
 PART, OLD = ".part", ".old"  # what is being written, and what it takes the place of
 DTYPES = {  # by their names in safetensors files
@@ -35,6 +38,29 @@ def write_whole(file: Path, text: str) -> None:
         part.unlink(missing_ok=True)
         raise
     _sync(file.parent)
+
+
+@contextmanager
+def locked(file: Path, refusal: str) -> Iterator[None]:
+    """Within the block no other process holds the lock ``file``; a ConfigError with ``refusal`` if one does already."""
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however a process ends
+        except BlockingIOError:
+            raise ConfigError(refusal) from None
+        yield
+
+
+def is_locked(file: Path) -> bool:
+    """Whether some process holds this lock file."""
+    if not file.is_file():
+        return False
+    with file.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,7 @@ from nanovlm.lab.report import tables
 from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.results import Result
 
+PADDING = 3  # characters beside each column
 PAIRED = "paired: runs of one seed saw the same samples in the same order, from the same initial weights"
 
 
@@ -71,7 +73,7 @@ def show(comparison: Comparison) -> None:
     """Tables first, and below them what they come to."""
     console = Console()
     for table in all_tables(comparison):
-        console.print(in_terminal(table))
+        console.print(in_terminal(table, console.width), end="\n\n")
     print("\n".join(in_words(comparison)))
 
 
@@ -83,14 +85,37 @@ def all_tables(comparison: Comparison) -> Iterator[tables.Table]:
     yield from (table for table in (*others, tables.unfinished_table(comparison)) if table)
 
 
-def in_terminal(table: tables.Table) -> Table:
-    """Cells are plain text: what they hold is no markup."""
-    shown = Table(title=table.caption, title_justify="left", caption=table.note or None, caption_justify="left")
-    for column, numeric in zip(table.columns, table.numeric, strict=True):
-        shown.add_column(column, justify="right" if numeric else "left")
-    for row in table.rows:
-        shown.add_row(*(Text(str(cell)) for cell in row))
+def in_terminal(table: tables.Table, width: int) -> Table:
+    """Cells are plain text: what they hold is no markup. Where they do not fit beside each other, intervals go below
+    what they are of, and what is still too wide is turned over if that is narrower."""
+    cells = [[str(cell) for cell in row] for row in table.rows]
+    right = list(table.numeric)
+    columns = list(table.columns)
+    if natural_width(columns, cells) > width:
+        cells = [[f"{cell.text}\n{cell.detail}".strip() for cell in row] for row in table.rows]
+    turned = [list(column) for column in zip(columns[1:], *(row[1:] for row in cells), strict=True)]
+    corner, names = columns[0], [row[0] for row in cells]
+    if width < natural_width(columns, cells) > natural_width([corner, *names], turned):
+        columns, cells, right = [corner, *names], turned, [False, *[True] * len(names)]
+    shown = Table(
+        title=table.caption, title_justify="left", caption=table.note or None, caption_justify="left", box=SIMPLE_HEAD
+    )
+    for column, numeric in zip(columns, right, strict=True):
+        shown.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        shown.add_row(*map(Text, row))
     return shown
+
+
+def natural_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """In characters, with the padding of each column; headers may be broken between words, and cells may not."""
+    widths = [max(map(len, column.split())) for column in columns]
+    for row in rows:
+        widths = [
+            max(width, *(len(line) for line in cell.splitlines() or [""]))
+            for width, cell in zip(widths, row, strict=True)
+        ]
+    return sum(widths) + PADDING * len(widths)
 
 
 def in_words(comparison: Comparison) -> list[str]:

@@ -18,7 +18,7 @@ from nanovlm.planning import check_lengths
 from nanovlm.plugins import Registries, load_plugins
 from nanovlm.training.run import Run
 
-SAME_FLOPS, SAME_TIME = 0.01, 0.05  # differences up to this share are none: FLOPs are counted, times fluctuate
+SAME_FLOPS, SAME_TIME = 0.01, 0.1  # differences up to this share are none: FLOPs are counted, times fluctuate
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanovlm.evaluation.metrics import Z95
+from nanovlm.evaluation.metrics import wilson
 from nanovlm.lab.crossed import Spread, detectable, two_sided_p
 
 Array = NDArray[np.float64]
@@ -121,8 +121,7 @@ def accuracy_interval(scores: Array) -> tuple[Any, Any, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):  # all answers alike, or all items' means
         answers = value * (1 - value) / (spread.items * max(1, num_items - 1) / num_items)
     answers = np.clip(np.nan_to_num(answers, nan=num_items), num_items, num_seeds * num_items)
-    centre = (value + Z95**2 / (2 * answers)) / (1 + Z95**2 / answers)
-    half = Z95 / (1 + Z95**2 / answers) * np.sqrt(value * (1 - value) / answers + Z95**2 / (4 * answers**2))
+    centre, half = wilson(value, answers)
     low = value - spread.widened(value - centre + half)
     high = value + spread.widened(centre + half - value)
     return value, np.maximum(0, low), np.minimum(1, high)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from torch import nn
 from nanovlm.blueprint import ROLES, Recipe
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import numbered
-from nanovlm.files import write_whole
+from nanovlm.files import locked, write_whole
 from nanovlm.hardware import hardware
 from nanovlm.model import VisionLanguageModel
 from nanovlm.registry import Plugin
@@ -105,13 +104,8 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Within the block no other process trains in this folder; a ConfigError if one does already."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however a process ends
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.folder}: another process trains in this folder; wait for it, or stop it"
-                ) from None
+        refusal = f"{self.folder}: another process trains in this folder; wait for it, or stop it"
+        with locked(self.folder / ".lock", refusal):
             yield
 
     def rewind(self, step: int) -> None:

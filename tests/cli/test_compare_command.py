@@ -1,6 +1,7 @@
 """``nanovlm compare``, on runs of a fraction of a second each."""
 
 import json
+import re
 
 import pytest
 from command import nanovlm
@@ -33,8 +34,8 @@ def told(runs) -> str:
 def row(told: str, first: str, title: str) -> list[str]:
     """The cells of a table's row."""
     below = told.partition(title)[2].splitlines()
-    line = next(line for line in below if line.startswith(f"│ {first} "))
-    return [cell.strip() for cell in line.strip("│").split("│")]
+    line = next(line for line in below if line.startswith(f"  {first} "))
+    return re.split(r"\s{2,}", line.strip())
 
 
 def test_every_variant_has_its_row_in_every_table(told):

@@ -159,7 +159,8 @@ def flip_table(flips: Sequence[Flip]) -> Table | None:
     gained, lost = Counter[tuple[str, str, str]](), Counter[tuple[str, str, str]]()
     for flip in flips:
         (gained if flip.gained > 0 else lost)[flip.benchmark, flip.variant, flip.category or NO_CATEGORY] += 1
-    groups = list(dict.fromkeys((flip.benchmark, flip.variant, flip.category or NO_CATEGORY) for flip in flips))
+    variants = list(dict.fromkeys(flip.variant for flip in flips))
+    groups = sorted(gained | lost, key=lambda group: (variants.index(group[1]), group[0], group[2]))
     return table(
         "Flipped questions by category",
         [

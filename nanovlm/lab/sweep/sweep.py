@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanovlm.errors import ConfigError
-from nanovlm.files import write_whole
+from nanovlm.files import is_locked, locked, write_whole
 from nanovlm.lab.results import SWEEP
 from nanovlm.training.run import Run
 from nanovlm.yaml_reader import dump_yaml, read_yaml
@@ -78,7 +77,7 @@ class SweepRun:
     @property
     def is_training(self) -> bool:
         """Whether some process is, of whichever sweep."""
-        return is_held(self.folder / ".lock")
+        return is_locked(self.folder / ".lock")
 
     def state(self) -> RunState:
         """As its folder tells it."""
@@ -159,29 +158,14 @@ class Sweep:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--sweep-dir {self.folder}: no folder can be made there: {error.strerror}") from None
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however a process ends
-            except BlockingIOError:
-                raise ConfigError(f"{self.folder}: another sweep is under way here; wait for it, or stop it") from None
+        refusal = f"{self.folder}: another sweep is under way here; wait for it, or stop it"
+        with locked(self.folder / ".lock", refusal):
             yield
 
 
 def states(sweep: Sweep) -> list[RunState]:
     """What became of each run so far; it may be asked at any time, by any process."""
     return [run.state() for run in sweep.runs]
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds this lock file."""
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def tail(file: Path, most: int) -> str:
