@@ -98,6 +98,24 @@ def _check_called(decoder: LanguageDecoder, layers: dict[str, nn.Linear]) -> Non
         )
 
 
+def merge_lora(decoder: LanguageDecoder) -> None:
+    """Add what the adapters add to the weights beside them, W + alpha / rank * B A, and take the adapters out.
+
+    The decoder computes what it did before, up to rounding, and is an ordinary one again; without adapters it stays.
+    """
+    if not adapters(decoder):
+        return
+    from peft.tuners.lora import Linear
+
+    adapted = {name: module for name, module in decoder.named_modules() if isinstance(module, Linear)}
+    for name, layer in adapted.items():
+        parent, _, last = name.rpartition(".")
+        linear: Any = layer.get_base_layer()
+        with torch.no_grad():
+            linear.weight += layer.get_delta_weight("default")
+        setattr(decoder.get_submodule(parent), last, linear)
+
+
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
 

@@ -9,12 +9,14 @@ from typing import Any
 from nanovlm.components import LanguageDecoder, TextConfig, VisionEncoder
 from nanovlm.data.conversation import read_template
 from nanovlm.data.dataset import Benchmark, Dataset, Split
+from nanovlm.data.image_format import FORMATS
 from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
 from nanovlm.merging import ROLES as ROLES
 from nanovlm.plugins import Registries
 from nanovlm.registry import Plugin, Registry
+from nanovlm.whole_model import resolved
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Part:
     cls: type
     config: Any
     plugin: Plugin
+    start: str = ""
+    """The ``weights`` of a component that has no such option: a whole model (see whole_model.py)."""
 
     @classmethod
     def of(cls, registry: Registry, where: str, name: str, options: dict[str, Any], also: Iterable[str] = ()) -> Part:
@@ -33,14 +37,29 @@ class Part:
         entry = registry.find(name, where)
         return cls(where, name, entry.cls, registry.configure(name, options, where, also), entry.plugin)
 
+    @classmethod
+    def of_model(cls, registry: Registry, role: str, name: str, options: dict[str, Any]) -> Part:
+        """A model's component: any may have ``weights``."""
+        own = registry.find(name, role).cls.Config.model_fields  # type: ignore[attr-defined]
+        if "weights" in own or not isinstance(start := options.get("weights"), str):
+            return cls.of(registry, role, name, options)
+        rest = {key: value for key, value in options.items() if key != "weights"}
+        return replace(cls.of(registry, role, name, rest), start="" if start == "random" else start)
+
+    @property
+    def weights(self) -> str:
+        """A hub id, a folder, or ``random``: what a model's component starts from."""
+        return str(self.start or getattr(self.config, "weights", "random"))
+
     def resolved(self) -> Part:
-        """The same with what a checkpoint's ``config.json`` decides; errors say where in the experiment."""
+        """The same with what ``config.json`` decides of a checkpoint, or a whole model; errors say where it stands."""
         with located(self.where):
-            return replace(self, config=self.config.resolved())
+            return replace(self, config=resolved(self))
 
     def dump(self) -> dict[str, Any]:
         """As an experiment file says it, with every option."""
-        return {"name": self.name, **self.config.model_dump()}
+        start = {"weights": self.start} if self.start else {}
+        return {"name": self.name, **self.config.model_dump(), **start}
 
 
 class located:  # noqa: N801 - reads as a word: with located("projector"):
@@ -79,7 +98,7 @@ class Blueprint:
         with collected() as problems:
             for role, registry in by_role.items():
                 with problems:
-                    part = Part.of(registry, role, choices[role].name, choices[role].options)
+                    part = Part.of_model(registry, role, choices[role].name, choices[role].options)
                     parts[role] = part.resolved() if resolve else part
                     if resolve and isinstance(part.config, TextConfig):
                         with located(role):
@@ -91,9 +110,12 @@ class Blueprint:
         return self.vision_encoder, self.projector, self.language_decoder
 
     def build_encoder(self) -> VisionEncoder:
+        """Its pictures are resized as the decoder's ``image_format`` says."""
         with located("vision_encoder"):
             encoder: VisionEncoder = self.vision_encoder.cls(self.vision_encoder.config)
-            return encoder
+        if isinstance(text := self.language_decoder.config, TextConfig):
+            encoder.image = FORMATS[text.image_format].resized(encoder.image)
+        return encoder
 
     def build_decoder(self) -> LanguageDecoder:
         with located("language_decoder"):

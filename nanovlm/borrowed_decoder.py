@@ -134,6 +134,13 @@ def head_of(model: Any, body: nn.Module) -> nn.Module:
     return head
 
 
+def token_tables(model: Any) -> dict[str, Tensor]:
+    """The embedding and the head by name, with a bias if there is one: what has a row for each token."""
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    own = {id(tensor) for part in parts if part is not None for tensor in part.parameters()}
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in own}
+
+
 def without_masks(model: Any) -> None:
     """For a model on ``meta``: whether its rows need a mask it asks the numbers, which are not there."""
     from transformers import AttentionInterface

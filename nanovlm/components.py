@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from nanovlm.adapters import Lora
 from nanovlm.errors import ConfigError
+from nanovlm.schema import NAMES
 from nanovlm.schema import Schema as Schema
 from nanovlm.schema import parse as parse
 
@@ -47,12 +48,16 @@ class ComponentConfig(Schema):
     def tiny(cls) -> Self:
         return cls()
 
-    def fill_in(self, architecture: dict[str, Any]) -> Self:
-        """These options with a checkpoint's ``architecture``; a ConfigError where the user asked for something else."""
+    def fill_in(self, architecture: dict[str, Any], source: str = "") -> Self:
+        """These options with a checkpoint's ``architecture``; a ConfigError where the user asked for something else.
+
+        source: what the checkpoint is called, by default ``weights``.
+        """
+        source = source or getattr(self, "weights", "")
         for key in self.model_fields_set & architecture.keys():
             if getattr(self, key) != architecture[key]:
                 raise ConfigError(
-                    f"{key}={getattr(self, key)!r} contradicts the checkpoint {getattr(self, 'weights', '')!r}, "
+                    f"{key}={getattr(self, key)!r} contradicts the checkpoint {source!r}, "
                     f"which has {key}={architecture[key]!r}: leave the option out, or use weights: random"
                 )
         return self.model_copy(update=architecture)
@@ -67,6 +72,8 @@ class ImageSpec:
 
     size: int
     resample: Resample = "bicubic"
+    longest_edge: int = 0
+    """Before that, the longer side to so many pixels, in proportion (Idefics3); 0: straight to the square."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,9 @@ class LanguageDecoder(Component):
             """(T, D) -> (T, D); attention is causal and never crosses a segment's border."""
 
 
+ImageFormat = Literal["plain", "idefics3", "nanovlm"]  # see data/image_format.py
+
+
 class TextConfig(ComponentConfig):
     """The text side of every language decoder's config."""
 
@@ -147,6 +157,10 @@ class TextConfig(ComponentConfig):
     """A hub id, a folder, or `bytes` (every byte of UTF-8 is a token); by default where the weights are."""
     template: str = "question_answer"
     """How a conversation becomes text: `question_answer`, `tokenizer` (its own chat template), or a Jinja file."""
+    extra_tokens: Annotated[list[str], NAMES] = []
+    """Special tokens such as `<box>`; a checkpoint gets a new row for each (drawn at random, and with `lora` kept)."""
+    image_format: ImageFormat = "plain"
+    """What stands around a picture: `plain`, nothing; `idefics3` (with its resizing) or `nanovlm`, their markers."""
     lora: Lora | None = None
     """Adapters that are trained in the place of the decoder's own weights, for example `{rank: 8}`; or nothing."""
 

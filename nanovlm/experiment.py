@@ -7,11 +7,11 @@ index) are merged last, by the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from nanovlm.components import Schema, parse
 from nanovlm.errors import ConfigError
@@ -75,7 +75,7 @@ class Data(Schema):
     turns: Literal["first", "fit", "all"] = "fit"
     """Of a conversation: its first turn, the leading turns that fit into max_text_tokens, or all of them or nothing."""
     max_text_tokens: Positive = 1024
-    """A sample's limit in text tokens; image tokens are not counted. A longer sample is skipped and counted."""
+    """A sample's limit in text tokens: markers count, image tokens do not. A longer sample is skipped and counted."""
     max_images: Positive = 8
     """A sample's limit in pictures. A sample with more is skipped and counted."""
     workers: Literal["auto"] | Natural = "auto"
@@ -175,8 +175,17 @@ class Checkpointing(Schema):
     """Keep so many of them. The best model is kept by itself, as `model-best`."""
 
 
+def _one_folder(name: str) -> str:
+    if name in ("", ".", "..") or any(separator in name for separator in "/\\\0"):
+        raise ValueError(f"a run's name is also its folder's: {name!r} cannot be one")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_one_folder)]
+
+
 class Experiment(Schema):
-    name: str = "experiment"
+    name: RunName = "experiment"
     """What the run is called: by default the file's name."""
     seed: int = 0
     """Decides the initial weights and the order of samples."""
@@ -189,13 +198,6 @@ class Experiment(Schema):
     checkpoints: Checkpointing = Checkpointing()
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     trackers: list[ComponentChoice] = Field(default=[Named(name="console")])
-
-    @field_validator("name")
-    @classmethod
-    def _one_folder(cls, name: str) -> str:
-        if name in ("", ".", "..") or any(separator in name for separator in "/\\\0"):
-            raise ValueError(f"a run's name is also its folder's: {name!r} cannot be one")
-        return name
 
 
 def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -220,7 +222,7 @@ def read_experiment(file: str | Path, overrides: Sequence[str] = ()) -> dict[str
     tree = _read(file, ())
     name = tree.pop("name", file.stem)  # the run's name, which is no component's: the merge rules must not see it
     pairs = [split_override(text) for text in overrides]
-    _refuse_two_budgets([keys for keys, _ in pairs])
+    _check_overrides([keys for keys, _ in pairs])
     for keys, value in names_first(pairs):
         if keys == ["name"]:
             name = value
@@ -247,7 +249,10 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return extend(below, tree)
 
 
-def _refuse_two_budgets(paths: Iterable[list[str]]) -> None:
+def _check_overrides(paths: Sequence[list[str]]) -> None:
+    """ConfigError for what only a file may say, and for two budgets, of which one would silently go."""
+    if any(keys[0] == "extends" for keys in paths):
+        raise ConfigError("override extends: a file is extended at its own top; write one that extends both")
     budgets = sorted({keys[1] for keys in paths if keys[0] == "training" and len(keys) == 2 and keys[1] in BUDGETS})
     if len(budgets) > 1:
         raise ConfigError(

@@ -2,12 +2,23 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from nanovlm.errors import ConfigError, named
 
-CONFIG = ("config.json", "preprocessor_config.json", "processor_config.json")
+EXPORTED = "nanovlm/*"  # our own config and tokenizer in a model exported to transformers
+CONFIG = ("config.json", "preprocessor_config.json", "processor_config.json", EXPORTED)
 WEIGHTS = (*CONFIG, "*.safetensors", "*.safetensors.index.json")
-TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja", "config.json", "*.model")
+TOKENIZER = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.jinja",
+    "*.model",
+    "config.json",
+    EXPORTED,
+)
 MODEL = (*WEIGHTS, *TOKENIZER)
 
 
@@ -85,3 +96,27 @@ def why(error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "the Hugging Face hub has no public repository of this name (is it private? log in with `hf auth login`)"
     return f"the Hugging Face hub did not give it ({named(error)})"
+
+
+def why_not_taken(error: Exception, repo: str) -> str:
+    """Why the hub did not take what was sent to a repository: a whole sentence, and where there is one the remedy."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the library says only which file it was at
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # versions of the library differ in their HTTP library
+    owner = repo.partition("/")[0]
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the Hugging Face hub was not asked: unset it to upload"
+    if "TimeoutException" in kinds:
+        return "the Hugging Face hub did not answer in time: try again later"
+    if "TransportError" in kinds:
+        return f"the Hugging Face hub cannot be reached ({named(error)}): is there a network?"
+    answers = {
+        401: "the Hugging Face hub does not know who asks: log in with `hf auth login`, by a token that may write",
+        403: f"the Hugging Face hub does not let this token write to {owner}: use one with write access, of {owner} "
+        "itself or of one of its members",
+        404: f"the Hugging Face hub has no user and no organization {owner}, or no repository of this name any more",
+    }
+    status: Any = getattr(getattr(error, "response", None), "status_code", None)
+    return answers.get(status, f"the Hugging Face hub did not take it ({named(error)})")

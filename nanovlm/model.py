@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanovlm.adapters import adapters, add_lora
-from nanovlm.blueprint import ROLES, Blueprint, collected, located
+from nanovlm.blueprint import Blueprint, collected, located
 from nanovlm.components import LanguageDecoder, VisionEncoder, device_of
 from nanovlm.data.conversation import TextFormat, load_text_format
 from nanovlm.data.packing import PackedRow
 from nanovlm.errors import CheckpointError, DataError, SkipSample
 from nanovlm.hub import Unreachable
-from nanovlm.model_folder import read_config, replaced, write_config
+from nanovlm.interop.exported import own_folder
+from nanovlm.model_folder import caution, has_tokenizer, kept_plugins, read_config, read_weights, replaced, write_config
 from nanovlm.plugins import Registries, load_plugins
 from nanovlm.seeding import seeded
-from nanovlm.weights import load_weights, read_tensors, tied_once
+from nanovlm.weights import load_weights, tied_once
+from nanovlm.whole_model import load_part, whole_model
 
 
 class VisionLanguageModel(nn.Module):
@@ -36,6 +39,7 @@ class VisionLanguageModel(nn.Module):
     def __init__(self, blueprint: Blueprint, seed: int = 0, folder: Path | None = None) -> None:
         super().__init__()
         self.blueprint, self.folder = blueprint, folder
+        self.borrows_tokenizer = False  # from elsewhere than ``folder``
         with seeded(seed, "vision_encoder"):
             self.vision_encoder: VisionEncoder = blueprint.build_encoder()
         with seeded(seed, "language_decoder"):
@@ -58,9 +62,9 @@ class VisionLanguageModel(nn.Module):
     @cached_property
     def text(self) -> TextFormat:
         """The tokenizer and the template, loaded when first used."""
+        config = self.blueprint.language_decoder.config
         with located("language_decoder"):
-            config = self.blueprint.language_decoder.config
-            return load_text_format(config, vocab_size=config.vocab_size, folder=self.folder)
+            return load_text_format(config, config.vocab_size, self.folder, self.borrows_tokenizer)
 
     def forward(self, row: PackedRow) -> Tensor:
         """The sum of the losses at a row's targets, a scalar."""
@@ -112,9 +116,12 @@ class VisionLanguageModel(nn.Module):
     def load_pretrained(self) -> None:
         """Load the weights that each component's ``weights`` names; what is missing without network, at once."""
         with collected(only=Unreachable) as problems:
-            for role in ROLES:
-                if load := getattr(getattr(self, role), "load_pretrained", None):
-                    with problems, located(role):
+            for part in self.blueprint.parts:
+                component = getattr(self, part.where)
+                with problems, located(part.where):
+                    if whole_model(part):
+                        load_part(part, component)
+                    elif load := getattr(component, "load_pretrained", None):
                         load()
 
     def generate(self, prompt: str, images: Iterable[Any] = (), max_new_tokens: int = 64) -> str:
@@ -130,31 +137,42 @@ class VisionLanguageModel(nn.Module):
             raise DataError(f"the question cannot be asked: {skip.reason}") from None
         return generate(self, [example], max_new_tokens)[0]
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` (tied weights once) and the tokenizer, whole or not at all.
 
-        Replaces a model or an empty folder; a ConfigError where ``folder`` holds anything else.
+        dtype: of the weights there, by default their own; a model that is loaded has fp32, whatever its folder has.
+        The plugins of a model that was loaded stay those that its own folder names. Replaces a model or an empty
+        folder; a ConfigError where ``folder`` holds anything else.
         """
         with replaced(folder) as part:
-            write_config(self.blueprint, self.text.template, part)
+            write_config(self.blueprint, self.text.template, part, kept_plugins(self.folder))
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tied_once(self).items()}
+            if dtype:
+                tensors |= {name: tensor.to(dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
             save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
             self.text.tokenizer.save_pretrained(str(part))
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, registries: Registries | None = None, device: str = "cpu"
+        cls, source: str | Path, registries: Registries | None = None, device: str = "cpu", tokenizer: str = ""
     ) -> VisionLanguageModel:
-        """Load a model folder, or a hub id. Needs no pretrained backbone, and for a folder no network.
+        """Load a model folder or a hub id, ours or nanoVLM's. Needs no pretrained backbone, and for ours no network.
 
-        Raises CheckpointError where the folder is not a model or its tensors do not fit, ConfigError or PluginError
-        where a component is not installed.
+        tokenizer: a folder or hub id in the place of the model's own; nanoVLM's checkpoints only name one on the hub.
+        Warns of what is done otherwise than in nanoVLM. Raises CheckpointError where the folder is not a model or its
+        tensors do not fit, ConfigError or PluginError where a component is not installed.
         """
         from nanovlm.hub import MODEL, fetch
 
-        folder = fetch(str(source), MODEL, option="model")
-        config = read_config(folder)
-        blueprint = Blueprint.of(config, registries or load_plugins(), resolve=False)
+        folder = own_folder(fetch(str(source), MODEL, option="model"))
+        choices = read_config(folder)
+        if tokenizer:
+            decoder = choices["language_decoder"]
+            choices["language_decoder"] = decoder.model_copy(update={"tokenizer": tokenizer})
+        blueprint = Blueprint.of(choices, registries or load_plugins(), resolve=False)
         model = cls(blueprint, folder=folder)
-        load_weights(model, read_tensors(folder), source=str(folder), adapted=True)
+        model.borrows_tokenizer = bool(tokenizer) or not has_tokenizer(folder)
+        load_weights(model, read_weights(folder), source=str(folder), adapted=True)
+        if words := caution(folder):
+            warnings.warn(words, stacklevel=2)
         return model.to(device).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from nanovlm.errors import ConfigError, explain
 
@@ -14,6 +14,17 @@ class Schema(BaseModel):
     """Options as they stand in a YAML file: an unknown key is an error, ``true`` is no number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def _names(names: list[str]) -> list[str]:
+    if not all(name.strip() for name in names):
+        raise ValueError("a name is empty")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(repeated)} stands there more than once")
+    return names
+
+
+NAMES = AfterValidator(_names)
 
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)

@@ -29,12 +29,15 @@ from nanovlm.borrowed import (
     transformers_config,
     transformers_model,
 )
-from nanovlm.borrowed_decoder import Trial, head_of, stirred, without_masks
+from nanovlm.borrowed_decoder import Trial, head_of, stirred, token_tables, without_masks
 from nanovlm.components import device_of
+from nanovlm.data.image_format import markers
 from nanovlm.errors import summary
 from nanovlm.generation import evaluating
 from nanovlm.hub import WEIGHTS, fetch
+from nanovlm.interop.parts import TransformersPart
 from nanovlm.kv_cache import KVCache
+from nanovlm.vocabulary import extended, rows_for
 from nanovlm.weights import check_tied, load_weights, read_tensors, repeated, translated
 
 # Their architecture is the default below: planning them needs no network.
@@ -72,7 +75,7 @@ class HFDecoder(LanguageDecoder):
         @property
         def vocab_size(self) -> int:
             """V, the number of token embeddings."""
-            return int(text_config(self.architecture).vocab_size)
+            return vocab_size(self.architecture)
 
         def resolved(self) -> Self:
             if self.weights == "random":
@@ -80,6 +83,9 @@ class HFDecoder(LanguageDecoder):
                     check_keys(self.architecture, whole_config(self.architecture))
                 return self
             found = SMOLLM2_135M if self.weights in KNOWN else read_architecture(self.weights, "text_config")[0]
+            if markers(self):
+                asked = self.vocab_size if "architecture" in self.model_fields_set else None
+                found = with_vocab_size(found, rows_for(self, vocab_size(found), asked))
             if "architecture" in self.model_fields_set:
                 check_architecture(self.architecture, found, self.weights)
             return self.model_copy(update={"architecture": found})
@@ -153,12 +159,24 @@ class HFDecoder(LanguageDecoder):
 
     def load_pretrained(self) -> None:
         if self.config.weights != "random":
-            tensors = translated(self.model, read_tensors(fetch(self.config.weights, WEIGHTS)))
+            tensors = translated(self.as_checkpoint(), read_tensors(fetch(self.config.weights, WEIGHTS)))
+            tensors = extended(tensors, token_tables(self.model), self.config)
             again = repeated(self.model)  # a tied head
             for name in again.keys() & tensors.keys():
                 check_tied(name, tensors[name], tensors.get(again[name]), self.config.weights)
             load_weights(self.model, tensors, self.config.weights, ignored=again)
             self.weights_loaded()
+
+    def as_checkpoint(self) -> Any:
+        """The model with as many tokens as the checkpoint has: if not itself, one on ``meta``."""
+        from transformers import AutoModelForCausalLM
+
+        own = vocab_size(read_architecture(self.config.weights, "text_config")[0])
+        if own == self.config.vocab_size:
+            return self.model
+        with torch.device("meta"):
+            architecture = with_vocab_size(self.config.architecture, own)
+            return transformers_model(AutoModelForCausalLM, text_config(architecture))
 
     def weights_loaded(self) -> None:
         """What was right for random weights need not be for trained ones, in which a leak may show."""
@@ -170,6 +188,16 @@ class HFDecoder(LanguageDecoder):
             trial = Trial(self, self.model, tolerance)
             trial.choose("packing", dict.fromkeys((self.config.packing, "padded")), trial.of_a_row)
             trial.choose("caching", ("kept", "recomputed"), trial.of_generation)
+
+    def to_transformers(self) -> TransformersPart:
+        config = text_config(self.config.architecture)
+        if config.model_type != "llama":
+            raise ConfigError(
+                f"architecture {config.model_type} cannot be expressed in transformers' Idefics3, llama can"
+            )
+        return TransformersPart(
+            config.to_dict(), lambda name: f"model.{name}" if name.startswith("lm_head.") else f"model.model.{name}"
+        )
 
 
 class Kept(KVCache):
@@ -220,6 +248,19 @@ class Recomputed(KVCache):
 def text_config(architecture: dict[str, Any]) -> Any:
     """The configuration of the language model, of a model of pictures and text as well."""
     return whole_config(architecture).get_text_config()
+
+
+def vocab_size(architecture: dict[str, Any]) -> int:
+    return int(text_config(architecture).vocab_size)
+
+
+def with_vocab_size(architecture: dict[str, Any], size: int) -> dict[str, Any]:
+    """The same with another number of tokens; ConfigError where the language model does not heed it."""
+    changed = architecture | {"vocab_size": size}
+    if vocab_size(changed) != size:
+        kind = architecture["model_type"]
+        raise ConfigError(f"{kind} takes no further tokens: leave extra_tokens out, and image_format plain")
+    return changed
 
 
 def whole_config(architecture: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nanovlm import ComponentConfig, PatchGrid, hookimpl
+from nanovlm.interop.parts import TransformersPart
 
 
 class PixelShuffle(nn.Module):
@@ -19,6 +20,7 @@ class PixelShuffle(nn.Module):
 
     def __init__(self, config: Config, grid: PatchGrid, text_dim: int) -> None:
         super().__init__()
+        self.factor = config.factor
         self.blocks = grid.blocks(config.factor)
         self.num_tokens = grid.height * grid.width // config.factor**2
         self.linear = nn.Linear(config.factor**2 * grid.dim, text_dim, bias=False)
@@ -27,6 +29,11 @@ class PixelShuffle(nn.Module):
         blocks = patches.unflatten(1, self.blocks)  # (B, H/r, r, W/r, r, C)
         blocks = blocks.transpose(2, 3).flatten(3)  # (B, H/r, W/r, r*r*C)
         return self.linear(blocks.flatten(1, 2))  # (B, M, D), M = N / r**2
+
+    def to_transformers(self) -> TransformersPart:
+        return TransformersPart(
+            {"scale_factor": self.factor}, lambda name: name.replace("modality_projection.proj", "linear")
+        )
 
 
 @hookimpl

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanovlm import CheckpointError, ComponentConfig, ConfigError, ImageSpec, PatchGrid, VisionEncoder, hookimpl
 from nanovlm.components import Resample, parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
+from nanovlm.interop.parts import TransformersPart
 from nanovlm.weights import differing, load_weights, read_checkpoint_config, read_preprocessor, read_tensors
 
 KNOWN = "google/siglip-base-patch16-224"  # its architecture is the defaults below, so planning it needs no network
@@ -39,6 +40,10 @@ class Siglip(VisionEncoder):
         layer_norm_eps: float = 1e-6
         resample: Resample = "bicubic"
         """Pillow's filter for resizing pictures; by default the checkpoint's."""
+        image_mean: Annotated[float, Field(allow_inf_nan=False)] = 0.5
+        """Subtracted from pixels in [0, 1], of each colour."""
+        image_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+        """They are then divided by this. Mean 0 and std 1 leave them in [0, 1], as nanoVLM does."""
 
         @classmethod
         def tiny(cls) -> Self:
@@ -55,7 +60,7 @@ class Siglip(VisionEncoder):
             if self.weights == "random":
                 return self
             found = architecture(self.weights)
-            chosen = self.model_fields_set & {"image_size", "resample"}  # the user's, where the architecture is not
+            chosen = self.model_fields_set & PICTURE  # the user's, where the architecture is not
             if "image_size" in chosen and self.image_size != found["image_size"]:
                 check_size(self.image_size, found["patch_size"])
             return self.fill_in({key: value for key, value in found.items() if key not in chosen})
@@ -78,7 +83,8 @@ class Siglip(VisionEncoder):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:  # (B, 3, H, W) uint8
-        normalised = pixels.to(self.position_embedding.dtype) / 127.5 - 1  # [-1, 1], as the checkpoints were trained
+        mean, std = self.config.image_mean, self.config.image_std
+        normalised = pixels.to(self.position_embedding.dtype) / (255 * std) - mean / std  # by default in [-1, 1]
         patches = self.patch_embedding(normalised).flatten(2).transpose(1, 2)  # (B, N, C)
         x = patches + self.position_embedding
         for block in self.blocks:
@@ -97,6 +103,11 @@ class Siglip(VisionEncoder):
             for name, tensor in tensors.items()
         }
         load_weights(self, tensors, self.config.weights, rename, ignored=IGNORED)
+
+    def to_transformers(self) -> TransformersPart:
+        sizes = self.config.model_dump(exclude={"weights", *PREPARED})
+        mean, std = self.config.image_mean, self.config.image_std
+        return TransformersPart(sizes | TOWER, rename, {"image_mean": [mean] * 3, "image_std": [std] * 3})
 
 
 def check_size(image_size: int, patch_size: int) -> None:
@@ -149,6 +160,8 @@ class Attention(nn.Module):
 
 
 OPTIONS = tuple(key for key in Siglip.Config.model_fields if key != "weights")
+PREPARED = {"resample", "image_mean", "image_std"}  # how a picture is prepared, besides its size
+PICTURE = {"image_size", *PREPARED}
 NAFLEX = ("siglip2", "siglip2_vision_model")
 # By Pillow's number, as a preprocessor has it: 3, bicubic, for SigLIP; 2, bilinear, for SigLIP 2.
 FILTERS: dict[Any, str] = {number: number.name.lower() for number in Image.Resampling}
@@ -158,7 +171,6 @@ TOWER = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "attention_dropou
 PREPROCESSING = {
     "do_resize": True, "do_center_crop": False, "do_pad": False,
     "do_rescale": True, "rescale_factor": 1 / 255,
-    "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
 }  # fmt: skip
 
 
@@ -183,14 +195,25 @@ def architecture(weights: str) -> dict[str, Any]:
     size = found.get("image_size", Siglip.Config().image_size)
     preprocessor = read_preprocessor(folder)
     expected = PREPROCESSING | {"size": {"height": size, "width": size}}
-    if refused := differing(whole | vision, TOWER) + differing(preprocessor, expected):
+    normalised = normalisation(preprocessor)
+    coloured = [f"{key}={preprocessor[key]!r}" for key, values in normalised.items() if len(values) > 1]
+    if refused := differing(whole | vision, TOWER) + differing(preprocessor, expected) + coloured:
         raise CheckpointError(
             f"{folder}: this encoder cannot represent {', '.join(refused)}; hf_vision reads other encoders"
         )
     if (resample := preprocessor.get("resample")) is not None:
         found["resample"] = FILTERS.get(resample, resample)
+    found |= {key: value for key, (value,) in normalised.items()}
     checked = parse(Siglip.Config, found, where=str(folder / "config.json"))
     return {key: getattr(checked, key) for key in OPTIONS}
+
+
+def normalisation(preprocessor: dict[str, Any]) -> dict[str, set[float]]:
+    """The values of ``image_mean`` and ``image_std`` that a preprocessor says, if any: one, or those of each colour."""
+    if preprocessor.get("do_normalize") is False:
+        return {"image_mean": {0.0}, "image_std": {1.0}}
+    given = {key: preprocessor[key] for key in ("image_mean", "image_std") if preprocessor.get(key) is not None}
+    return {key: set(value) if isinstance(value, list) else {value} for key, value in given.items()}
 
 
 # What a checkpoint has besides the patches: the text tower and the pooling head (a tower's own file has no prefix).

@@ -15,8 +15,10 @@ from nanovlm import CheckpointError, ConfigError, LanguageDecoder, TextConfig, h
 from nanovlm.attention import Segments, attention, suits_flash
 from nanovlm.components import Schema, parse
 from nanovlm.hub import CONFIG, WEIGHTS, fetch
+from nanovlm.interop.parts import TransformersPart
 from nanovlm.kv_cache import KVCache
 from nanovlm.rotary import rotary_table, rotate
+from nanovlm.vocabulary import extended, rows_for
 from nanovlm.weights import check_tied, differing, load_weights, read_checkpoint_config, read_tensors
 
 Positive = Annotated[int, Field(ge=1)]
@@ -93,7 +95,9 @@ class SmolLM2(LanguageDecoder):
         def resolved(self) -> Self:
             if self.weights == "random":
                 return self
-            return self.fill_in(architecture(self.weights))
+            found = architecture(self.weights)
+            asked = self.vocab_size if "vocab_size" in self.model_fields_set else None
+            return self.fill_in(found | {"vocab_size": rows_for(self, found["vocab_size"], asked)})
 
         @property
         def width_of_head(self) -> int:
@@ -163,7 +167,18 @@ class SmolLM2(LanguageDecoder):
             head = tensors.pop("lm_head.weight")
             embedding = next((tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")), None)
             check_tied("lm_head.weight", head, embedding, self.config.weights)
+        tables = {"embedding.weight": self.embedding.weight}
+        if self.head is not None:
+            tables["head.weight"] = self.head.weight
+        tensors = extended(tensors, tables, self.config, rename)
         load_weights(self, tensors, self.config.weights, rename)
+
+    def to_transformers(self) -> TransformersPart:
+        config, scaling = self.config, self.config.rope_scaling
+        rope = {"rope_type": "llama3", **scaling.model_dump()} if scaling else {"rope_type": "default"}
+        rest = {"head_dim": config.width_of_head, "rope_parameters": {**rope, "rope_theta": config.rope_theta}}
+        sizes = {key: getattr(config, key) for key in OPTIONS if key not in ("head_dim", "rope_scaling", "rope_theta")}
+        return TransformersPart({"model_type": "llama", **sizes, **rest}, rename)
 
 
 class Block(nn.Module):

@@ -9,11 +9,13 @@ import nanovlm_plugins
 import pytest
 from tiny import tiny_experiment
 
-from nanovlm import load_experiment, train
+from nanovlm import load_experiment, load_plugins, train
+from nanovlm.lab import load_ablation, plan_ablation
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
 PAGES = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING}
+REGISTRIES = load_plugins()
 MOST_LINES = 1250  # to understand one training step
 
 
@@ -63,8 +65,20 @@ def test_every_experiment_shown_is_one(page, dropped_in, tmp_path):
     assert shown
     for i, text in enumerate(shown):
         file = tmp_path / f"shown-{i}.yaml"
-        file.write_text(text.replace("extends: ", f"extends: {ROOT}/experiments/"), encoding="utf-8")
-        load_experiment(file)
+        if "ablate:" in text:
+            file.write_text(text.replace("extends: ", f"extends: {ROOT}/experiments/ablations/"), encoding="utf-8")
+            plan_ablation(load_ablation(file), REGISTRIES)
+        else:
+            file.write_text(text.replace("extends: ", f"extends: {ROOT}/experiments/"), encoding="utf-8")
+            load_experiment(file)
+
+
+def test_the_ablation_shown_is_the_one_that_is_there(tmp_path):
+    shown = next(block for block in blocks(README, "yaml") if "ablate:" in block)
+    file = tmp_path / "pixel_shuffle.yaml"
+    file.write_text(shown.replace("../", f"{ROOT}/experiments/"), encoding="utf-8")
+    there = load_ablation(ROOT / "experiments" / "ablations" / "pixel_shuffle.yaml")
+    assert load_ablation(file) == there
 
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):

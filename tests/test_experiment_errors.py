@@ -110,6 +110,12 @@ def test_a_key_must_be_a_word(error):
     assert error("data={1: 2}") == "data: the key 1 is no word: put it in quotes"
 
 
+def test_an_override_extends_nothing(error):
+    assert error("extends=base.yaml") == (
+        "override extends: a file is extended at its own top; write one that extends both"
+    )
+
+
 def test_everything_that_is_missing_is_named_at_once(error_of):
     message = error_of("seed: x")
     wrong = ("vision_encoder is missing", "projector is missing", "data is missing", "training is missing", "seed='x'")

@@ -26,6 +26,7 @@ from nanovlm.blueprint import Recipe
 from nanovlm.data.packing import IGNORED, Example, PackedRow
 from nanovlm.errors import ConfigError, named
 from nanovlm.hardware import synchronise
+from nanovlm.interop.upstream import DECODER, ENCODER, PROJECTOR
 from nanovlm.model import VisionLanguageModel
 from nanovlm.seeding import seeded
 from nanovlm.training.blocks import compiles, prepare_blocks
@@ -35,20 +36,6 @@ from nanovlm.training.precision import Precision
 PACKAGE = "models"  # of the checkout
 CLONE = "git clone --branch v0.1 https://github.com/huggingface/nanoVLM"
 WARM_UP = 2
-
-# Options of ours, by the names that they share with transformers' configs, and what v0.1 calls them.
-ENCODER = {
-    "image_size": "vit_img_size", "patch_size": "vit_patch_size", "hidden_size": "vit_hidden_dim",
-    "intermediate_size": "vit_inter_dim", "num_hidden_layers": "vit_n_blocks", "num_attention_heads": "vit_n_heads",
-    "layer_norm_eps": "vit_ln_eps",
-}  # fmt: skip
-DECODER = {
-    "vocab_size": "lm_vocab_size", "hidden_size": "lm_hidden_dim", "intermediate_size": "lm_inter_dim",
-    "num_hidden_layers": "lm_n_blocks", "num_attention_heads": "lm_n_heads", "num_key_value_heads": "lm_n_kv_heads",
-    "max_position_embeddings": "lm_max_position_embeddings", "rope_theta": "lm_re_base", "rms_norm_eps": "lm_rms_eps",
-    "tie_word_embeddings": "lm_tie_weights",
-}  # fmt: skip
-PROJECTOR = {"factor": "mp_pixel_shuffle_factor"}
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,10 @@ def make_runner(
 
 def plan_table(ablation: Ablation, prospect: Prospect) -> Table:
     """Every variant, the baseline first; and what all runs take together."""
-    shown = Table("variant", title=f"{ablation.name}: the plan", title_justify="left", caption_justify="left")
-    for header in ("parameters", "image tokens", "FLOPs a sample", "GPU memory", "budget"):
-        shown.add_column(header, justify="right")
+    shown = Table(title=f"{escape(ablation.name)}: the plan", title_justify="left", caption_justify="left")
+    shown.add_column("variant", overflow="fold")
+    for header in ("parameters", "image\ntokens", "FLOPs a\nsample", "GPU\nmemory", "budget"):
+        shown.add_column(header, justify="right", no_wrap=True)
     for variant in ablation.variants:
         plan = prospect.plans[variant.name]
         training = variant.experiment(ablation.seeds[0]).training

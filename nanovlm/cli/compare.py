@@ -16,14 +16,14 @@ from nanovlm.cli.options import AsJson
 from nanovlm.errors import ConfigError
 from nanovlm.lab import diff
 from nanovlm.lab.compare import compare
-from nanovlm.lab.comparison import Comparison
+from nanovlm.lab.comparison import Comparison, plain
 from nanovlm.lab.gathering import gather
 from nanovlm.lab.report import tables
 from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.results import Result
+from nanovlm.lab.verdict import PAIRED
 
 PADDING = 3  # characters beside each column
-PAIRED = "paired: runs of one seed saw the same samples in the same order, from the same initial weights"
 
 
 def command(
@@ -44,6 +44,8 @@ def command(
 ) -> None:
     """Compare runs that have finished: accuracies with intervals, differences to a baseline, costs, and a verdict."""
     if difference:
+        if baseline or common or output:
+            raise ConfigError("--diff only tells what differs: leave out --baseline, --common and --output")
         print(told_apart(runs, as_json))
         return
     if output:
@@ -65,7 +67,7 @@ def told_apart(folders: Sequence[Path], as_json: bool) -> str:
         raise ConfigError(f"--diff compares two runs, and {len(folders)} {'is' if len(folders) == 1 else 'are'} named")
     changes = diff.differences(*map(Result.open, folders))
     if as_json:
-        return json.dumps([change._asdict() for change in changes], indent=2, ensure_ascii=False, default=str)
+        return json.dumps(plain([change._asdict() for change in changes]), indent=2, ensure_ascii=False)
     return diff.describe(changes)
 
 
@@ -98,7 +100,11 @@ def in_terminal(table: tables.Table, width: int) -> Table:
     if width < natural_width(columns, cells) > natural_width([corner, *names], turned):
         columns, cells, right = [corner, *names], turned, [False, *[True] * len(names)]
     shown = Table(
-        title=table.caption, title_justify="left", caption=table.note or None, caption_justify="left", box=SIMPLE_HEAD
+        title=Text(table.caption, "table.title"),
+        title_justify="left",
+        caption=Text(table.note, "table.caption") if table.note else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
     )
     for column, numeric in zip(columns, right, strict=True):
         shown.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
@@ -123,13 +129,14 @@ def in_words(comparison: Comparison) -> list[str]:
     lines: list[str] = []
     for benchmark in comparison.benchmarks:
         scores = [(variant.name, variant.scores[benchmark]) for variant in comparison.variants]
-        lines += ["", benchmark, *(f"  {score.sentence}" for _, score in scores if score.sentence)]
-        lines += [f"  {name}: {flag}" for name, score in scores for flag in score.flags]
+        found = [f"  {score.sentence}" for _, score in scores if score.sentence]
+        found += [f"  {name}: {flag}" for name, score in scores for flag in score.flags]
+        lines += ["", benchmark, *found] if found else []
     losses = [variant.validation_sentence for variant in comparison.variants if variant.validation_sentence]
     lines += ["", "validation loss", *(f"  {sentence}" for sentence in losses)] if losses else []
     if comparison.unpaired:
         lines += ["", "not paired", *(f"  {finding}" for finding in comparison.unpaired)]
-    elif len(comparison.variants) > 1:
-        lines += ["", PAIRED]
+    elif comparison.has_pairs:
+        lines += ["", f"paired: {PAIRED}"]
     lines += ["", "notes", *(f"  {note}" for note in comparison.notes)] if comparison.notes else []
     return lines

@@ -2,13 +2,14 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nanovlm.blueprint import Part, open_benchmark
-from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles
+from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles, TokenizerChoice
 from nanovlm.components import parse
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
@@ -17,7 +18,7 @@ from nanovlm.hub import CONFIG, fetch
 from nanovlm.merging import override, split_override
 from nanovlm.model import VisionLanguageModel
 from nanovlm.model_folder import read_config
-from nanovlm.plugins import load_plugins
+from nanovlm.plugins import Registries, load_plugins
 from nanovlm.training.precision import Precision, choose_device
 from nanovlm.training.run import Run
 
@@ -37,6 +38,7 @@ def command(
     ] = None,
     controls: Annotated[bool, typer.Option(help="Also ask with shuffled pictures and with none.")] = True,
     output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write one JSON line an item here.")] = None,
+    tokenizer: TokenizerChoice = "",
     device: DeviceChoice = Device.AUTO,
     plugin: PluginFiles = None,
     as_json: AsJson = False,
@@ -50,7 +52,7 @@ def command(
     name, choice = choose_benchmark(run, benchmark, options or [])
     part = Part.of(registries.datasets, "benchmark", choice.name, choice.options).resolved()
     questions = Questions(name, open_benchmark(part), choice.limit if limit is None else limit)
-    loaded = VisionLanguageModel.from_pretrained(source, registries, str(chosen_device))
+    loaded = load_model(source, registries, str(chosen_device), tokenizer)
     bare = recorded_answers(source, name) if controls else []
     with Precision(run.training.precision if run else "auto", chosen_device).autocast():
         evaluation = questions.evaluate(loaded, controls, run.data.seed if run else 0, bare)
@@ -75,6 +77,15 @@ def find_model(model: str) -> str:
     source = str(Path(model, "model")) if Path(model, "model", "config.json").is_file() else model
     read_config(fetch(source, CONFIG, option="model"))
     return source
+
+
+def load_model(source: str, registries: Registries, device: str, tokenizer: str = "") -> VisionLanguageModel:
+    """The model that ``find_model`` found, with its tokenizer; what it warns of is told in our words alone."""
+    with warnings.catch_warnings(record=True) as caught:
+        loaded = VisionLanguageModel.from_pretrained(source, registries, device, tokenizer)
+    for warning in caught:
+        print(f"nanovlm: {warning.message}", file=sys.stderr)
+    return loaded
 
 
 def recorded_experiment(source: str) -> Experiment | None:

@@ -5,12 +5,11 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from nanovlm.cli.evaluate import find_model
-from nanovlm.cli.options import Device, DeviceChoice, PluginFiles
+from nanovlm.cli.evaluate import find_model, load_model
+from nanovlm.cli.options import Device, DeviceChoice, PluginFiles, TokenizerChoice
 from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.data.images import open_image
 from nanovlm.errors import ConfigError, DataError, SkipSample
-from nanovlm.model import VisionLanguageModel
 from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import choose_device
 
@@ -20,6 +19,7 @@ def command(
     prompt: Annotated[str, typer.Option(help="What to ask; <image> marks a picture's place.")],
     image: Annotated[list[str] | None, typer.Option(help="A picture; may be given several times.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+    tokenizer: TokenizerChoice = "",
     device: DeviceChoice = Device.AUTO,
     plugin: PluginFiles = None,
 ) -> None:
@@ -27,7 +27,7 @@ def command(
     pictures = [open_picture(file) for file in image or []]
     check_marks(prompt, len(pictures))
     chosen = str(choose_device(device.value))
-    loaded = VisionLanguageModel.from_pretrained(find_model(model), load_plugins(plugin or ()), chosen)
+    loaded = load_model(find_model(model), load_plugins(plugin or ()), chosen, tokenizer)
     print(loaded.generate(prompt, pictures, max_new_tokens))
 
 

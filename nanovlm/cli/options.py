@@ -25,3 +25,7 @@ class Device(StrEnum):
 
 
 DeviceChoice = Annotated[Device, typer.Option(help="auto is CUDA, then Apple's MPS, then the CPU.")]
+
+TokenizerChoice = Annotated[
+    str, typer.Option(help="A folder or hub id, in the place of the model's own; a nanoVLM checkpoint has none.")
+]

@@ -112,6 +112,6 @@ def example_question(run: Path) -> tuple[Path, str] | None:
     """A picture that a benchmark left in the run's folder, and what was asked about it."""
     for picture in sorted(run.glob("evaluation/*/*-item*.png")):
         step, _, item = picture.stem.partition("-item")
-        lines = picture.with_name(f"{step}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = picture.with_name(f"{step}.jsonl").read_text(encoding="utf-8").split("\n")
         return picture, json.loads(lines[int(item)])["question"]
     return None

@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from nanovlm.components import TextConfig
 from nanovlm.data.dataset import Turn
+from nanovlm.data.image_format import FORMATS, PLAIN, ImageFormat
+from nanovlm.data.tokenizer import Tokenizer, load_tokenizer
+from nanovlm.data.tokenizer import byte_tokenizer as byte_tokenizer
 from nanovlm.errors import ConfigError, SkipSample
 
 QUESTION_ANSWER = (
@@ -21,23 +23,6 @@ QUESTION_ANSWER = (
 )
 IMAGE_MARK = "<image>"
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: in no template
-
-
-class Tokenizer(Protocol):
-    """What the core uses of a Hugging Face tokenizer."""
-
-    chat_template: str | dict[str, str] | None
-    eos_token: str | None
-    all_special_ids: list[int]
-    added_tokens_decoder: dict[int, Any]
-
-    def __call__(self, text: str, **options: Any) -> Any: ...
-    def __len__(self) -> int: ...
-    def decode(self, token_ids: list[int], **options: Any) -> str: ...
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
-    def save_pretrained(self, folder: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +50,10 @@ class Tokens:
 
 
 class TextFormat:
-    """A tokenizer and a template: text to ids for training and prompting, and ids to text."""
+    """A tokenizer, a template and an image format: text to ids for training and prompting, and ids to text."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, template: str, image_format: ImageFormat = PLAIN) -> None:
+        self.tokenizer, self.image_format = tokenizer, image_format
         self.template = read_template(template) or _own_template(tokenizer)
         self._written: dict[int, list[str]] = {}  # by the template, for each number of messages
         # A chat's marks are often special without being the tokenizer's beginning, end or the like.
@@ -123,7 +108,10 @@ class TextFormat:
         """The conversation in pieces; neighbouring plain text of one kind is one piece, and tokenised together."""
         words = [text for turn in turns for text in (turn.user, turn.assistant)]
         written = self._around(len(words))
-        pieces = [Piece("", image=True)] * (0 if marked else num_images)
+        if num_images and not marked and self.image_format.within_message:
+            words[0], marked = IMAGE_MARK * num_images + words[0], True
+        pictures = (self._picture(i, num_images) for i in range(num_images))
+        pieces = [] if marked else [piece for picture in pictures for piece in picture]
         for i, content in enumerate(words):
             is_answer = i % 2 == 1
             opening = written[i]
@@ -131,9 +119,19 @@ class TextFormat:
                 stripped = opening.rstrip(" ")
                 opening, content = stripped, opening[len(stripped) :] + content
             pieces += self._template_pieces(opening, after_answer=i > 0 and not is_answer)
-            pieces += [Piece(content, True)] if is_answer else _user_pieces(content, marked)
+            pieces += [Piece(content, True)] if is_answer else _user_pieces(content, marked, pictures)
         pieces += self._template_pieces(written[-1], after_answer=True)
         return list(_joined(pieces))
+
+    def _picture(self, number: int, num_images: int) -> list[Piece]:
+        """The place of one of a conversation's pictures, with what stands around it."""
+        form = self.image_format
+        return [
+            Piece(form.number.format(number) if num_images > 1 else ""),
+            *(Piece(marker, special=True) for marker in form.before),
+            Piece("", image=True),
+            *(Piece(marker, special=True) for marker in form.after),
+        ]
 
     def _around(self, num_messages: int) -> list[str]:
         """What the template writes before each of so many messages, and behind the last.
@@ -203,10 +201,10 @@ def _is_marked(turns: Sequence[Turn], num_images: int) -> bool:
     return num_images > 0 and marks > 0
 
 
-def _user_pieces(text: str, marked: bool) -> Iterator[Piece]:
+def _user_pieces(text: str, marked: bool, pictures: Iterator[list[Piece]]) -> Iterator[Piece]:
     for i, part in enumerate(text.split(IMAGE_MARK) if marked else [text]):
         if i:
-            yield Piece("", image=True)
+            yield from next(pictures)
         yield Piece(part)
 
 
@@ -230,6 +228,8 @@ def read_template(template: str) -> str:
     """The text of a template; empty if it is the tokenizer's own. ConfigError if it is no template."""
     if template in ("question_answer", "tokenizer"):
         return QUESTION_ANSWER if template == "question_answer" else ""
+    if "{%" in template or "{{" in template:
+        return template  # a checkpoint's own, which lies in no file
     file = Path(template)
     if not file.is_file():
         raise ConfigError(f"template {template!r}: expected question_answer, tokenizer, or the path of a Jinja file")
@@ -255,41 +255,9 @@ def _own_template(tokenizer: Tokenizer) -> str:
     return own
 
 
-def load_text_format(config: TextConfig, vocab_size: int, folder: Path | None = None) -> TextFormat:
-    """The tokenizer and template of a decoder's config; from a model ``folder`` if one is given."""
-    if folder is None and config.tokenizer_source == "bytes":
-        tokenizer = byte_tokenizer()
-    else:
-        tokenizer = _load_tokenizer(config, folder)
-    if len(tokenizer) > vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, the decoder's embedding only vocab_size={vocab_size}"
-        )
-    return TextFormat(tokenizer, config.template)
-
-
-def _load_tokenizer(config: TextConfig, folder: Path | None) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    from nanovlm.hub import TOKENIZER, fetch
-
-    folder = folder or fetch(config.tokenizer_source, TOKENIZER, option="tokenizer" if config.tokenizer else "weights")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder} holds no tokenizer that transformers can load: {error}") from None
-    return tokenizer
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Every byte of UTF-8 is a token, and one more ends the text: 257 in all."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    return tokenizer
+def load_text_format(
+    config: TextConfig, vocab_size: int, folder: Path | None = None, borrowed: bool = False
+) -> TextFormat:
+    """The tokenizer, template and image format of a decoder's config (see ``load_tokenizer``)."""
+    tokenizer = load_tokenizer(config, vocab_size, folder, borrowed)
+    return TextFormat(tokenizer, config.template, FORMATS[config.image_format])

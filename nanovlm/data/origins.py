@@ -94,7 +94,8 @@ def read_losses(file: Path) -> Losses:
     if not file.is_file():
         return {}
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return {(line["origin"], line["id"]): (line["loss"], line["targets"]) for line in lines}
+        with file.open(encoding="utf-8") as found:  # an id may hold what str.splitlines takes for a line's end
+            lines = [json.loads(line) for line in found]
+        return {(line["origin"], line["id"]): (float(line["loss"]), int(line["targets"])) for line in lines}
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{file} is damaged: remove it, and go on without what it held") from None

@@ -87,7 +87,8 @@ def read_items(file: Path) -> list[Item]:
     if not file.is_file():
         return []
     try:
-        return [Item(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+        with file.open(encoding="utf-8") as lines:  # a text may hold what str.splitlines takes for a line's end
+            return [Item(**json.loads(line)) for line in lines]
     except (ValueError, TypeError):
         raise DataError(f"{file} is damaged: remove it, and go on without what it held") from None
 

@@ -24,14 +24,15 @@ from pydantic import BeforeValidator, Field
 from nanovlm.blueprint import collected
 from nanovlm.components import Schema, parse
 from nanovlm.errors import ConfigError, join, unknown
-from nanovlm.experiment import Experiment, parse_experiment, read_experiment
-from nanovlm.lab.budgets import Match, check_budget, matched
+from nanovlm.experiment import Experiment, RunName, parse_experiment, read_experiment
+from nanovlm.lab.budgets import Match, check_budget, matched, overlap
 from nanovlm.lab.grid import Axis, Cell, Grid, check_key
 from nanovlm.lab.naming import LONGEST, names
 from nanovlm.lab.problems import said_once
-from nanovlm.merging import ABLATE, names_first, override
+from nanovlm.merging import ABLATE, names_first, override, split_override
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+-]*")  # fit for a folder, and no option of a command
+OWN_FILES = ("ablation.yaml", "figures", "report.html", "report.md", "submitit", "summary.json")  # of a sweep's folder
 
 
 def _words(value: Any) -> Any:
@@ -83,6 +84,12 @@ class Question(Schema):
     """What is held equal: samples seen, optimizer steps, flops spent, or none."""
 
 
+class Title(Schema):
+    """What an ablation is called; its runs go to a folder of this name."""
+
+    name: RunName
+
+
 @dataclass(frozen=True)
 class Variant:
     """One setting of what is varied.
@@ -120,7 +127,8 @@ def load_ablation(file: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     tree = read_experiment(file, overrides)
     if ABLATE not in tree:
         raise ConfigError(f"{file}: it asks for one run (it has no `{ABLATE}:`); start it by `nanovlm train {file}`")
-    question, name = parse(Question, tree.pop(ABLATE), where=ABLATE), tree.pop("name")
+    question = parse(Question, tree.pop(ABLATE), where=ABLATE)
+    name = parse(Title, {"name": tree.pop("name")}, where="").name
     grid = Grid(tuple(Axis.of(key, given) for key, given in question.axes.items()))
     excluded = _check(question, grid)
     changes = _variants(question, grid, excluded)
@@ -132,6 +140,7 @@ def load_ablation(file: str | Path, overrides: Sequence[str] = ()) -> Ablation:
             with problems:
                 only = f"only one variant, {next(iter(changes))}, is left" if changes else "no variant is left"
                 raise ConfigError(f"{ABLATE}: {only}; a comparison takes two or more")
+    _check_overrides(file, overrides, tree, changes)
     trees = matched(question.match, _apply(tree, changes), baseline, [key for each in changes.values() for key in each])
     ordered = [baseline, *(variant for variant in trees if variant != baseline)]
     variants = tuple(Variant(each, changes[each], {"name": f"{name}-{each}"} | trees[each]) for each in ordered)
@@ -177,6 +186,9 @@ def _check_variant(name: str, changes: Mapping[str, Any], match: Match) -> None:
                     f"{ABLATE}.variants: {name!r} cannot be a folder's name; take up to {LONGEST} letters, digits and "
                     "._=,+- (the first a letter, a digit or _)"
                 )
+        if name.casefold() in OWN_FILES:
+            with problems:
+                raise ConfigError(f"{ABLATE}.variants: {name!r} is what a sweep keeps something else under; rename it")
         for key in changes:
             with problems:
                 check_key(key, where)
@@ -236,3 +248,33 @@ def _apply(tree: dict[str, Any], variants: Mapping[str, dict[str, Any]]) -> dict
     if problems:
         raise ConfigError(join(said_once(problems, list(variants))))
     return trees
+
+
+def _check_overrides(
+    file: str | Path, overrides: Sequence[str], tree: dict[str, Any], variants: Mapping[str, dict[str, Any]]
+) -> None:
+    """ConfigError for overrides of the experiment that no run would heed: they would be dropped silently."""
+    varied = dict.fromkeys(key for changes in variants.values() for key in changes)
+    with collected() as problems:
+        for i, text in enumerate(overrides):
+            keys, value = split_override(text)
+            setting = next((key for key in varied if overlap(key, ".".join(keys))), "")
+            with problems:
+                if keys == ["seed"]:
+                    raise ConfigError(f"override {text}: an ablation has its own seeds; set {ABLATE}.seeds=[{value}]")
+                if setting and _is_idle(file, [*overrides[:i], *overrides[i + 1 :]], tree, variants):
+                    raise ConfigError(
+                        f"override {text}: every variant sets {setting} itself, so it would change none of them; leave "
+                        f"it out, or change the {ABLATE} section"
+                    )
+
+
+def _is_idle(
+    file: str | Path, others: Sequence[str], tree: dict[str, Any], variants: Mapping[str, dict[str, Any]]
+) -> bool:
+    """Whether what the ``others`` alone make is another experiment than ``tree``, and yet has the same variants."""
+    try:
+        without = {key: value for key, value in read_experiment(file, others).items() if key not in (ABLATE, "name")}
+        return without != tree and _apply(without, variants) == _apply(tree, variants)
+    except ConfigError:  # the others need it
+        return False

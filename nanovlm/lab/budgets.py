@@ -70,13 +70,13 @@ def _training(tree: Tree) -> dict[str, Any]:
 def _check_epochs(match: Match, changed: Iterable[str], same_size: bool) -> None:
     fix = f"set training.{match} in the place of training.epochs"
     for key in changed:
-        if any(_overlap(key, part) for part in LENGTH_OF_AN_EPOCH):
+        if any(overlap(key, part) for part in LENGTH_OF_AN_EPOCH):
             raise ConfigError(f"{ABLATE}.match={match}: how long an epoch is depends on {key}, which is varied; {fix}")
     if match == "steps" and not same_size:
         raise ConfigError(f"{ABLATE}.match=steps: how many steps an epoch takes depends on samples_per_step; {fix}")
 
 
-def _overlap(key: str, other: str) -> bool:
+def overlap(key: str, other: str) -> bool:
     """Whether one of two dotted keys is the other, or a part of it."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 

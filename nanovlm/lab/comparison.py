@@ -82,7 +82,8 @@ class VariantResult:
 class Flip:
     """A question that the baseline and a variant answered differently well.
 
-    by seed: the scores, in the order of the seeds that both have; ``gained`` is the mean difference, in [-1, 1]
+    by_seed: how much more of it the variant got right, in the ascending order of the seeds that both have, as what both
+        said; ``gained`` is the mean, in [-1, 1]
     """
 
     benchmark: str
@@ -93,6 +94,7 @@ class Flip:
     category: str | None
     baseline_said: tuple[str, ...]
     variant_said: tuple[str, ...]
+    by_seed: tuple[float, ...]
     gained: float
 
 
@@ -123,20 +125,28 @@ class Comparison:
     unfinished: tuple[Unfinished, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether any variant has a seed in common with the baseline."""
+        base, *rivals = self.variants
+        return any(set(base.seeds) & set(rival.seeds) for rival in rivals)
+
     def to_json(self) -> dict[str, Any]:
         """Everything; a run is its folder's path."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        whole: dict[str, Any] = plain(self)
+        return whole
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as mappings, and what JSON has no word for as None."""
+def plain(value: Any) -> Any:
+    """What JSON can hold: a dataclass as a mapping, a number that is not finite as None, and a date in words."""
     if isinstance(value, Result):
         return str(value.folder)
     if is_dataclass(value):
-        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+        return {part.name: plain(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

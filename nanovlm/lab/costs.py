@@ -73,9 +73,10 @@ def _costs(runs: Sequence[Result], size: Size | None) -> Costs:
         return None if value is None else round(value)
 
     def flops(summary: dict[str, Any]) -> float | None:
-        if size is None or "work" not in summary or not summary["samples"]:
+        work = _work(summary)
+        if size is None or work is None or not summary["samples"]:
             return None
-        return size.cost.of_work(Work(**summary["work"])) / summary["samples"]
+        return size.cost.of_work(work) / summary["samples"]
 
     skipped = [run.summary["skipped"] for run in runs if "skipped" in run.summary]
     return Costs(
@@ -88,6 +89,12 @@ def _costs(runs: Sequence[Result], size: Size | None) -> Costs:
         wall_seconds=middle(lambda summary: summary.get("wall_seconds")),
         skipped_samples=max((sum(counts.values()) for counts in skipped), default=None),
     )
+
+
+def _work(summary: Mapping[str, Any]) -> Work | None:
+    """None where another version of nanovlm counted it in other words, or not at all."""
+    work = summary.get("work")
+    return Work(**work) if isinstance(work, dict) and work.keys() == set(Work._fields) else None
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,9 @@ def _share(ratio: float) -> str:
     if ratio >= 2:
         return f"{ratio:.2g} x as many" if ratio < 10 else f"{ratio:.0f} x as many"
     percent = abs(ratio - 1) * 100
-    number = f"{percent:.0f}" if percent >= 1.5 else f"{percent:.1f}"
+    if ratio < 0.001:
+        return "more than 99.9 % fewer"
+    number = f"{percent:.0f}" if percent >= 1.5 and ratio >= 0.015 else f"{percent:.1f}"
     return f"{number} % {'fewer' if ratio < 1 else 'more'}"
 
 

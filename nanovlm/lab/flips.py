@@ -34,6 +34,7 @@ def flips(asked: Asked, variant: str, baseline: str, seeds: Sequence[int]) -> li
                     category=theirs[0].category,
                     baseline_said=tuple(item.prediction for item in theirs),
                     variant_said=tuple(item.prediction for item in ours),
+                    by_seed=tuple(gained),
                     gained=mean(gained),
                 )
             )

@@ -156,14 +156,11 @@ def _initial_weights(pair: Pair) -> Iterator[Finding]:
 
 def _code(pair: Pair) -> Iterator[Finding]:
     """nanovlm's own; plugins have hashes of their own."""
-    gits = pair.records("git")
-    if not gits or not pair.records("source"):
-        return
-    mine, theirs = map(_state, gits)
+    mine, theirs = (_state(recorded(run, "git") or {}) for run in (pair.run, pair.base))
     if pair.differ("source"):
         what = f"though both are of {mine}" if mine == theirs else f"{mine} against {theirs}"
         yield Finding(f"the code of nanovlm differs, {what}")
-    elif gits[0].get("commit") != gits[1].get("commit"):
+    elif pair.records("source") and (gits := pair.records("git")) and gits[0].get("commit") != gits[1].get("commit"):
         yield Finding(f"{mine} against {theirs}, in which the code of nanovlm is the same", unpairs=False)
 
 

@@ -43,6 +43,11 @@ class Result:
     def seed(self) -> int:
         return int(self.experiment["seed"])
 
+    def controls(self, benchmark: str) -> dict[str, float]:
+        """The accuracies under other conditions, as far as the summary has them."""
+        found = self.summary["benchmarks"][benchmark].get("controls")
+        return {name: value for name, value in (found or {}).items() if isinstance(value, int | float)}
+
     @classmethod
     def open(cls, folder: str | Path) -> Result:
         """Raises ConfigError for a folder that is no run's, a run that has not finished, and a damaged file."""
@@ -83,16 +88,22 @@ def _finished(folder: Path) -> Run:
 
 
 def _what_else(folder: Path) -> str:
+    if folder.is_file():
+        return f"this is a file; name its run's folder{_beside_experiment(folder)}"
     if not folder.is_dir():
         return "there is no such folder; name a run's, for example runs/quickstart/latest"
     if (folder / SWEEP).is_file():
         return "this is a sweep's folder, and one run is asked for: those in <variant>/s<seed> below it"
     if (folder / "config.json").is_file():
-        inside = (folder.parent / "experiment.yaml").is_file()
-        return f"this is a model's folder; name its run's{f', which is {folder.parent}' if inside else ''}"
+        return f"this is a model's folder; name its run's{_beside_experiment(folder)}"
     if runs := sorted(file.parent for file in folder.glob("*/experiment.yaml")):
         return f"it holds runs and is none itself; name them, for example {runs[-1]}"
     return "it holds no experiment.yaml, so it is no run's folder"
+
+
+def _beside_experiment(place: Path) -> str:
+    """Which run's folder a file or folder lies in, if it lies in one."""
+    return f", which is {place.parent}" if (place.parent / "experiment.yaml").is_file() else ""
 
 
 def _summary(run: Run) -> dict[str, Any]:
@@ -144,4 +155,7 @@ def _items(run: Run, benchmark: str, step: int, result: Any) -> list[Item]:
         raise ConfigError(f"{file} is damaged; {again}") from None
     if len(items) != asked or not items:
         raise ConfigError(f"{file} is damaged: {len(items)} items of {asked} questions; {again}")
+    for item in items:
+        if not (isinstance(item.score, int | float) and 0 <= item.score <= 1):
+            raise ConfigError(f"{file} is damaged: the score of {item.id} is no number from 0 to 1; {again}")
     return items

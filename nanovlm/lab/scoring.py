@@ -127,14 +127,14 @@ def accuracy_differences(lineup: Lineup, asked: Asked) -> Differences:
 
 def controls_of(runs: Sequence[Result], benchmark: str) -> dict[str, float]:
     """Means over the seeds; a control that one of them lacks is left out."""
-    by_run = [run.summary["benchmarks"][benchmark].get("controls", {}) for run in runs]
+    by_run = [run.controls(benchmark) for run in runs]
     shared = [name for name in by_run[0] if all(name in controls for controls in by_run)]
     return {name: mean(controls[name] for controls in by_run) for name in shared}
 
 
 def without_control(runs: Sequence[Result], benchmark: str, control: str) -> list[int]:
     """The seeds that lack a control which others have."""
-    lacking = [run.seed for run in runs if control not in run.summary["benchmarks"][benchmark].get("controls", {})]
+    lacking = [run.seed for run in runs if control not in run.controls(benchmark)]
     return lacking if len(lacking) < len(runs) else []
 
 

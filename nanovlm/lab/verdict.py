@@ -11,6 +11,10 @@ from nanovlm.lab.costs import Savings
 from nanovlm.lab.statistics import Difference, Estimate
 
 LEVEL = 0.05  # of a p after Holm's correction: a difference is one below it
+PAIRED = (
+    "runs of one seed saw the same samples in the same order, from the same initial weights wherever the variants' "
+    "settings leave them"
+)
 ONE_SEED = "with one seed this says which of two checkpoints is better, not which setting"
 
 

@@ -24,7 +24,7 @@ from nanovlm.yaml_reader import dump_yaml
 
 # What may differ from the run's own experiment: its length, what is logged, and what only the hardware asks for.
 LENGTH = ("training.steps", "training.samples", "training.epochs", "training.flops")
-LOGGING = ("training.log_every", "trackers", "checkpoints")
+LOGGING = ("name", "training.log_every", "trackers", "checkpoints")
 HARDWARE = (
     "device", "data.workers", "training.precision", "training.compile", "training.gradient_checkpointing",
     "training.tokens_per_row", "training.images_per_row", "training.rank_timeout",

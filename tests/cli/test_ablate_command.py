@@ -1,5 +1,6 @@
 """``nanovlm ablate``: planned, trained, interrupted, gone on with."""
 
+import io
 import json
 import shlex
 import signal
@@ -8,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from command import nanovlm
+from rich.console import Console
 from sweeping import Teller, ablation_file, contents, program, starts
-from tiny import SIZES
+from tiny import QUICKSTART, SIZES
 
 from nanovlm.cli import ablate
+from nanovlm.cli.ablate import plan_table
+from nanovlm.lab.ablation import load_ablation
+from nanovlm.lab.prospect import plan_ablation
 from nanovlm.lab.sweep import conductor
 from nanovlm.lab.sweep.jobs import Processes
 
@@ -162,3 +167,16 @@ def test_a_cluster_gets_all_runs_at_once_and_a_gpu_for_each(monkeypatch):
         ("slurm", folder("submitit"), {"gpus_per_node": 1, "timeout_min": 5}, 4),
         ("local", Path("other", "submitit"), {"gpus_per_node": 0}, 1),
     ]
+
+
+def test_the_plan_is_whole_in_a_narrow_terminal(registries):
+    """A name is folded, and no figure is cut."""
+    variants = "{projector_and_decoder: {}, projector_and_decoder_later: {training.frozen_until_step.projector: 2}}"
+    section = f"ablate={{variants: {variants}, baseline: projector_and_decoder}}"
+    ablation = load_ablation(QUICKSTART, ["training.steps=600", section])
+    console = Console(width=80, file=io.StringIO())
+    console.print(plan_table(ablation, plan_ablation(ablation, registries)))
+    text = console.file.getvalue()
+    assert "…" not in text
+    names = "".join(line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│"))
+    assert names == "projector_and_decoderprojector_and_decoder_later"

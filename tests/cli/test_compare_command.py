@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from command import nanovlm
@@ -134,9 +135,47 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_read(runs
 
 
 def test_names_are_shown_as_they_are_and_are_no_markup(capsys):
+    told = shown(capsys, "[red]a", "[/b]:ox:")
+    assert "[red]a" in told and "Accuracy on [/b]:ox:," in " ".join(told.split())
+
+
+def test_of_a_benchmark_without_a_verdict_nothing_is_said_below(capsys):
+    assert "\nb\n" not in shown(capsys, "a", "b")
+
+
+def shown(capsys, variant: str, benchmark: str) -> str:
+    """What is printed of one variant with nothing but an accuracy."""
     from nanovlm.cli.compare import show
 
     costs = Costs(*[None] * 8)
     score = Score(Estimate(0.5), 3)
-    show(Comparison("x", "[red]a", ("b",), (VariantResult("[red]a", {}, (), (0,), costs, {"b": score}),)))
-    assert "[red]a" in capsys.readouterr().out
+    only = VariantResult(variant, {}, (), (0,), costs, {benchmark: score})
+    show(Comparison("x", variant, (benchmark,), (only,)))
+    return capsys.readouterr().out
+
+
+def test_runs_without_a_common_seed_are_not_said_to_be_paired(runs):
+    told = nanovlm("compare", runs["f2-s0"], runs["f4-s1"]).out
+    assert "factor=4: has no seed in common with factor=2" in told
+    assert "paired" not in told
+
+
+def test_paired_is_said_of_what_the_settings_leave_alone(told):
+    assert "from the same initial weights wherever the variants' settings leave them" in told
+
+
+@pytest.mark.parametrize("option", [["--baseline", "factor=2"], ["--common"], ["--output", "report"]])
+def test_diff_takes_no_option_that_it_would_pass_over(runs, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = nanovlm("compare", "--diff", runs["f2-s0"], runs["f4-s0"], *option)
+    expected = "nanovlm: --diff only tells what differs: leave out --baseline, --common and --output\n"
+    assert (done.status, done.out, done.err) == (2, "", expected)
+
+
+def test_diff_as_json_has_no_number_that_is_none(runs, tmp_path):
+    endless = shutil.copytree(runs["f4-s0"], tmp_path / "endless")
+    file = endless / "experiment.yaml"
+    file.write_text(re.sub(r"factor: 4", "factor: .inf", file.read_text()))
+    told = nanovlm("compare", "--diff", "--json", runs["f2-s0"], endless).out
+    changes = {change["key"]: change["b"] for change in json.loads(told, parse_constant=pytest.fail)}
+    assert changes["projector.factor"] is None

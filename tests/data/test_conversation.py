@@ -1,17 +1,12 @@
 import pytest
 import torch
+from bpe import CHATML, SPECIALS, bpe_tokenizer
 from tiny import tiny_model
 
 from nanovlm import ConfigError, SkipSample, Turn
 from nanovlm.data.conversation import TextFormat, byte_tokenizer, load_text_format
 from nanovlm.data.packing import IGNORED, Example, PackedRow, pack_row
 
-CHATML = (  # as SmolLM2-Instruct's, with the system message that it adds by itself
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
@@ -21,30 +16,6 @@ JINJA_FILE = (
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
 )
 PAIR = [Turn("What?", "red"), Turn("And now?", "blue")]
-SPECIALS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
-CORPUS = [
-    "What colour is the small square? The small square is red. How many shapes are there in the picture?",
-    "user assistant system You are a helpful AI assistant Question: Answer: [INST] there are two of them [/INST]",
-]
-
-
-def bpe_tokenizer(eos: str, chat_template: str | None = None):
-    """GPT-2's kind, as SmolLM2's: words with their spaces, and merges learnt from a few sentences."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360, initial_alphabet=alphabet, special_tokens=SPECIALS, show_progress=False
-    )
-    backend.train_from_iterator(CORPUS * 2, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token="<s>")
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS})
-    tokenizer.chat_template = chat_template
-    return tokenizer
 
 
 def sentencepiece_tokenizer():

@@ -103,7 +103,17 @@ def test_losses_are_written_and_read_back(tmp_path):
     assert read_losses(tmp_path / "validation" / "4.jsonl") == {}
 
 
-def test_damaged_losses_are_named(tmp_path):
-    (tmp_path / "3.jsonl").write_text('{"origin": "x"}')
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1e", "\n", "\r"])
+def test_an_id_may_hold_whatever_ends_a_line_elsewhere(mark, tmp_path):
+    losses = {("data.train.0", f"a{mark}b"): (6.25, 2), ("data.train.0", "c"): (1.0, 1)}
+    write_losses(losses, tmp_path / "3.jsonl")
+    assert read_losses(tmp_path / "3.jsonl") == losses
+
+
+@pytest.mark.parametrize(
+    "line", ['{"origin": "x"}', '{"origin": "x", "id": "y", "loss": null, "targets": 3}', "[]", "torn"]
+)
+def test_damaged_losses_are_named(line, tmp_path):
+    (tmp_path / "3.jsonl").write_text(line)
     with pytest.raises(DataError, match=r"3\.jsonl is damaged: remove it, and go on without what it held"):
         read_losses(tmp_path / "3.jsonl")

@@ -183,6 +183,13 @@ def test_items_are_written_one_a_line(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["10.jsonl"]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x1e", "\n", "\r"])
+def test_a_text_may_hold_whatever_ends_a_line_elsewhere(mark, tmp_path):
+    items = [Item("a", f"b{mark}", f"c{mark}d", "e", 1.0), Item("f", "g", "h", "i", 0.0)]
+    Evaluation("x", items).write(tmp_path / "3.jsonl")
+    assert read_items(tmp_path / "3.jsonl") == items
+
+
 def test_the_gallery_is_drawn_of_what_can_be_seen(said, tmp_path):
     questions = Questions("shades", Shades(30))
     items = questions.evaluate(tiny_model(), controls=False).items

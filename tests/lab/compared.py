@@ -84,7 +84,7 @@ def flip(number: int, variant: str, gained: float, **more: Any) -> Flip:
     known: dict[str, Any] = dict(
         benchmark="shapes", variant=variant, id=f"shapes-0-test-{number}", question=f"What colour is it ({number})?",
         answer="red", category=category, baseline_said=("blue", "blue", "red"), variant_said=("red", "red", "red"),
-        gained=gained,
+        gained=gained, by_seed=tuple(math.copysign(i < round(3 * abs(gained)), gained) for i in range(3)),
     )  # fmt: skip
     return Flip(**(known | more))
 

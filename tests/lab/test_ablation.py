@@ -3,10 +3,13 @@
 import itertools
 
 import pytest
+from compared import comparison
 from tiny import QUICKSTART
 
 from nanovlm import ConfigError, load_experiment
-from nanovlm.lab.ablation import load_ablation
+from nanovlm.lab.ablation import OWN_FILES, load_ablation
+from nanovlm.lab.report.writer import write_report
+from nanovlm.lab.results import SWEEP
 
 FACTORS = "{axes: {projector.factor: [1, 2, 4]}, baseline: {projector.factor: 2}}"
 SIZES = """
@@ -406,6 +409,76 @@ def test_a_variants_name_is_a_folders(error, name):
         f"ablate.variants: {name!r} cannot be a folder's name; take up to 80 letters, digits and ._=,+- "
         "(the first a letter, a digit or _)"
     )
+
+
+@pytest.mark.parametrize("name", ["figures", "Summary.json", "ablation.yaml"])
+def test_a_variants_folder_is_none_of_the_sweeps_own(error, name):
+    assert error(f"{{variants: {{{name}: {{}}, b: {{projector: mlp}}}}, baseline: b}}") == (
+        f"ablate.variants: {name!r} is what a sweep keeps something else under; rename it"
+    )
+
+
+def test_all_that_a_report_writes_into_a_sweeps_folder_is_known(tmp_path):
+    write_report(comparison(), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} | {SWEEP, "submitit"} == set(OWN_FILES)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("3", "name=3: input should be a valid string"),
+        ("..", "name: a run's name is also its folder's: '..' cannot be one"),
+        ("", "name=None: input should be a valid string"),
+    ],
+)
+def test_an_ablations_name_is_a_folders_too(error, name, message):
+    assert error(FACTORS, f"name={name}").splitlines()[0] == message
+
+
+@pytest.mark.parametrize(
+    ("section", "override", "key"),
+    [
+        (FACTORS, "projector.factor=4", "projector.factor"),
+        (FACTORS, "projector={factor: 4}", "projector.factor"),
+        (
+            "{axes: {projector: [mlp, {name: average_pool}]}, baseline: {projector: mlp}}",
+            "projector.factor=4",
+            "projector",
+        ),
+        (
+            "{axes: {training.learning_rate: [1e-3, 1e-4]}, baseline: {training.learning_rate: 1e-3}}",
+            "training.learning_rate.projector=1e-2",
+            "training.learning_rate",
+        ),
+    ],
+)
+def test_an_override_that_no_variant_heeds_is_refused(error, section, override, key):
+    assert error(section, "data.workers=1", override) == (
+        f"override {override}: every variant sets {key} itself, so it would change none of them; leave it out, or "
+        "change the ablate section"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "override"),
+    [
+        ("{axes: {projector: [mlp, pixel_shuffle]}, baseline: {projector: mlp}}", "projector.factor=4"),
+        ("{variants: {a: {}, b: {projector.factor: 1}}, baseline: a}", "projector.factor=4"),
+        (FACTORS, "projector=average_pool"),
+        ("{axes: {data.train.0.train_size: [32, 64]}, baseline: {data.train.0.train_size: 64}}", "data.train.0.seed=1"),
+    ],
+)
+def test_an_override_that_some_variant_heeds_stands(ablation, section, override):
+    changed, as_written = ablation(section, override), ablation(section)
+    assert [each.tree for each in changed.variants] != [each.tree for each in as_written.variants]
+
+
+def test_an_override_may_say_what_the_file_says(ablation):
+    assert ablation(FACTORS, "projector.factor=2") == ablation(FACTORS)
+
+
+def test_an_overridden_seed_is_told_where_the_seeds_are(error):
+    assert error(FACTORS, "seed=5") == "override seed=5: an ablation has its own seeds; set ablate.seeds=[5]"
 
 
 @pytest.mark.parametrize(

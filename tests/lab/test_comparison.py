@@ -110,6 +110,13 @@ def test_without_a_seed_in_common_nothing_is_said_of_a_difference():
     assert found.sentence == "factor=4: has no seed in common with factor=2, so nothing can be said of a difference"
 
 
+def test_only_runs_that_share_a_seed_can_be_pairs():
+    ours = result(BASE[0], 2, seed=0)
+    assert compared(ours, result(OTHER[0], 4, seed=0)).has_pairs
+    assert not compared(ours, result(OTHER[0], 4, seed=1)).has_pairs
+    assert not compared(ours).has_pairs
+
+
 def test_one_seed_has_mcnemars_p_and_several_have_none():
     assert score(compared(result(BASE[0]), result(OTHER[0], 4))).mcnemar == pytest.approx(2 * (1 + 5) / 2**5)
     assert score(compared(*two_seeds(BASE, 2), *two_seeds())).mcnemar is None

@@ -87,6 +87,12 @@ def test_what_an_old_summary_does_not_hold_is_not_known():
     assert found.parameters
 
 
+def test_work_that_was_counted_in_other_words_is_not_known():
+    for work in ({"images": 1, "tokens": 2, "squares": 3, "targets": 4}, {"images": 1}, None):
+        found, notes = costs_of({"old": [result(work=work)]})
+        assert (found["old"].flops_per_sample, found["old"].samples, notes) == (None, 100, [])
+
+
 @pytest.mark.parametrize(
     ("other", "alike"),
     [

@@ -165,7 +165,18 @@ def test_a_comparison_of_real_runs_becomes_a_report_with_their_pictures(tmp_path
     }
     compared = compare(groups, "factor=2", "pixel_shuffle")
     flips = tuple(
-        Flip("shapes", "factor=1", item.id, item.question, item.answer, item.category, ("a", "a"), ("b", "b"), 1.0)
+        Flip(
+            "shapes",
+            "factor=1",
+            item.id,
+            item.question,
+            item.answer,
+            item.category,
+            ("a", "a"),
+            ("b", "b"),
+            (1.0, 1.0),
+            1.0,
+        )
         for item in groups["factor=2"][0].items["shapes"]
     )
     files = write_report(replace(compared, flips=flips), tmp_path / "report")

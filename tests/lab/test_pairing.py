@@ -362,6 +362,15 @@ def test_uncommitted_changes_that_are_not_the_same_are_named(base):
     ]
 
 
+def test_code_that_differs_is_named_even_where_one_run_recorded_no_commit(base):
+    first, second = (with_code(base, source, commit="a" * 40, changed=False) for source in "st")
+    found = unpaired({"baseline": [first], "other": [without(second, "git")]}, "baseline")
+    assert found == [
+        "other, seed 0: its provenance.json does not hold git, so this cannot be compared",
+        f"other, seed 0: the code of nanovlm differs, an unknown commit against commit {'a' * 12}",
+    ]
+
+
 @pytest.fixture
 def resumed(tmp_path):
     """``resumed(run)``: the same run as if it had been resumed, as its folder then says."""

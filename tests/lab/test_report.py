@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from compared import HOSTILE, comparison, costs, flip
@@ -169,7 +170,11 @@ def test_whatever_data_say_is_shown_and_does_nothing(tmp_path, undrawn):
 
 
 @pytest.mark.parametrize(
-    "text", ["a_b", "_a_", "a|b", "*a*", "`a`", "<b>", "&lt;", "[a](b)", "[a]: b", "a\nb", "\\*", "~~a~~", "[1.0, 2.0]"]
+    "text",
+    [
+        *("a_b", "_a_", "a|b", "*a*", "`a`", "<b>", "&lt;", "[a](b)", "[a]: b", "a\nb", "\\*", "~~a~~", "[1.0, 2.0]"),
+        *("$a$", "# a", "- a", "+ a", "1. a", "12) a", "> a", "---", "-2.1 [-3, 1]", "#1"),
+    ],
 )
 def test_markdown_shows_a_text_as_it_is(text):
     read = rendered(f"- {escaped(text)}")
@@ -177,7 +182,12 @@ def test_markdown_shows_a_text_as_it_is(text):
     assert [tag for tag, _ in read.tags] == ["ul", "li"]
 
 
+def test_dollars_begin_no_formula():
+    assert escaped("$a$") == r"\$a\$"
+
+
 def test_markdown_that_means_nothing_is_left_as_it_is():
+    assert escaped("-2.1 points, 1.5 x, +3") == "-2.1 points, 1.5 x, +3"
     assert escaped("pixel_shuffle: 61.2 % [58.0, 64.3]") == "pixel_shuffle: 61.2 % [58.0, 64.3]"
 
 
@@ -204,10 +214,65 @@ def test_every_variant_and_direction_has_its_share_of_the_flips_that_are_shown()
 
 def test_what_was_said_stands_beside_the_right_answer_by_seed(page, tmp_path, undrawn):
     assert "blue (seeds 0 and 1), red (seed 2)" in page.text and "2 of 3 seeds" in page.text
-    graded = flip(0, "factor=4", 0.55, baseline_said=("a", "", "a"), variant_said=("b", "b", "b"))
+    graded = flip(
+        0, "factor=4", 0.55, by_seed=(0.8, 0.0, 0.85), baseline_said=("a", "", "a"), variant_said=("b", "b", "b")
+    )
     write_report(comparison(flips=(graded,)), tmp_path)
     text = Page((tmp_path / "report.html").read_text()).text
     assert "a (seeds 0 and 2), (nothing) (seed 1)" in text and "by 0.55" in text
+
+
+def test_a_question_without_an_end_is_told_once_in_full_and_cut_short_for_the_pictures(tmp_path, undrawn, monkeypatch):
+    monkeypatch.setattr(Thumbnails, "of", lambda self, flip: ["data:,", "data:,"])
+    write_report(comparison(flips=(flip(0, "factor=4", 1.0, question="whence " * 1500),)), tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.source.count("whence") < 1600 and page.text.count("whence") == 1500
+    assert all(100 < len(found["alt"]) < 250 for found in page.all("img"))
+
+
+def test_settings_are_written_as_in_yaml_and_small_memory_in_mebibytes(tmp_path, undrawn):
+    base, other, _ = comparison().variants
+    changes = {"a.b": None, "a.c": True, "a.d": {"name": "x", "tied": False}}
+    small = replace(other, changes=changes, costs=replace(other.costs, peak_memory_bytes=3 * 2**20))
+    write_report(comparison(variants=(base, small), flips=()), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "a.b = null, a.c = true, a.d = x (tied = false)" in text
+    assert "| 3.0 MiB |" in text and "| 1.0 GiB |" in text
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "words"),
+    [
+        ((1, 1, 1, 1, -1), "gained by factor=4, 4 of 5 seeds"),
+        ((-1, -1, 0), "lost by factor=4, 2 of 3 seeds"),
+        ((0.8, 0.7, 0.5), "gained by factor=4, by 0.67"),
+        ((1,), "gained by factor=4 shapes"),
+    ],
+)
+def test_a_flip_says_with_how_many_seeds_it_went_its_way(by_seed, words, tmp_path, undrawn):
+    said = ("red",) * len(by_seed)
+    made = flip(0, "factor=4", mean(by_seed), by_seed=by_seed, baseline_said=said, variant_said=said)
+    seeds = tuple(range(len(by_seed)))
+    variants = tuple(replace(variant, seeds=seeds) for variant in comparison().variants)
+    write_report(comparison(flips=(made,), variants=variants), tmp_path)
+    assert words in " ".join(Page((tmp_path / "report.html").read_text()).text.split())
+
+
+def test_runs_without_a_common_seed_are_not_said_to_be_paired(tmp_path, undrawn):
+    base, *others = comparison().variants
+    apart = comparison(variants=(base, *(replace(other, seeds=(7, 8, 9)) for other in others)), unpaired=(), flips=())
+    write_report(apart, tmp_path)
+    assert "aired" not in (tmp_path / "report.md").read_text()
+
+
+def test_answers_that_differ_are_counted_where_none_of_them_is_a_flip(tmp_path, undrawn):
+    base, other, _ = comparison().variants
+    variants = (base, replace(other, scores={"shapes": replace(other.scores["shapes"], differing=41)}))
+    write_report(comparison(variants=variants, flips=()), tmp_path)
+    assert (
+        "Of 41 answers that are better or worse than the baseline's with any seed, 0 are so with most seeds"
+        in (tmp_path / "report.md").read_text()
+    )
 
 
 def test_one_variant_alone_and_no_benchmark_have_a_report(tmp_path):

@@ -163,3 +163,28 @@ def test_damaged_losses_are_named(run):
     file = run / "validation" / "3.jsonl"
     file.write_text(file.read_text()[:-20])
     assert refusal(run) == f"{file} is damaged: remove it, and go on without what it held"
+
+
+@pytest.mark.parametrize("score", ["2.5", "-1", "NaN", "null", '"1"'])
+def test_a_score_that_is_none_is_named_with_its_question(run, score):
+    file = run / "evaluation" / "shapes" / "3.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    name = json.loads(first)["id"]
+    file.write_text("".join([re.sub(r'"score": [0-9.]+', f'"score": {score}', first), *others]))
+    assert f"{file} is damaged: the score of {name} is no number from 0 to 1; make it again by" in refusal(run)
+
+
+def test_a_file_is_no_folder(run):
+    file = run / "summary.json"
+    with pytest.raises(ConfigError, match=re.escape(f"{file}: this is a file; name its run's folder, which is {run}")):
+        Result.open(file)
+
+
+def test_controls_that_are_no_numbers_are_as_good_as_none(run):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["benchmarks"]["shapes"]["controls"] = {"no_image": None, "shuffled": 0.5}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert Result.open(run).controls("shapes") == {"shuffled": 0.5}
+    summary["benchmarks"]["shapes"]["controls"] = None
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert Result.open(run).controls("shapes") == {}

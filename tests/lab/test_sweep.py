@@ -73,6 +73,45 @@ def test_what_is_finished_is_not_repeated(sweep, tmp_path):
     assert [len(starts(state.folder)) for state in again.values()] == [1, 1, 1, 1]
 
 
+RESAMPLER = "{name: resampler, num_queries: 4, num_layers: 1, num_heads: 1, head_dim: 8}"
+
+
+def test_what_another_value_renames_goes_on_under_its_new_name(sweep, tmp_path):
+    def asked(*resamplers, **behaviours):
+        axes = f"ablate.axes={{projector: [pixel_shuffle, {', '.join(resamplers)}]}}"
+        found = sweep(axes, "ablate.baseline=projector=pixel_shuffle", seeds="[0, 1]", **behaviours)
+        assert all(state.state == "done" for state in found.values())
+        return {label: [start["words"][2] for start in starts(state.folder)] for label, state in found.items()}
+
+    alone, other = tmp_path / "sweep" / "projector=resampler", RESAMPLER.replace("4", "2")
+    with Teller([signal.SIGINT], [alone / "s0" / "metrics.jsonl"]), pytest.raises(Stopped):
+        asked(RESAMPLER, projector_resampler="last")
+    begun = asked(RESAMPLER, other)
+    assert begun["projector=resampler-num_queries=4/s0"] == ["--run-dir", "--resume"]
+    assert not alone.exists()
+    again = asked(RESAMPLER)
+    assert again == {
+        "projector=pixel_shuffle/s0": ["--run-dir"],
+        "projector=resampler/s0": ["--run-dir", "--resume"],
+        "projector=pixel_shuffle/s1": ["--run-dir"],
+        "projector=resampler/s1": ["--run-dir"],
+    }
+
+
+def test_a_run_in_training_is_not_renamed(sweep, tmp_path):
+    def asked(*values):
+        axes = f"ablate.axes={{projector: [pixel_shuffle, {', '.join(values)}]}}"
+        return sweep(axes, "ablate.baseline=projector=pixel_shuffle", projector_resampler="fail")
+
+    asked(RESAMPLER)
+    run = tmp_path / "sweep" / "projector=resampler" / "s0"
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=f"^{run}: another process trains in this folder"):
+            asked(RESAMPLER, RESAMPLER.replace("4", "2"))
+    assert run.is_dir()
+
+
 def test_a_run_that_fails_stops_no_other_and_is_tried_again(sweep):
     found = sweep(factor_2="fail")
     assert (found["factor=2/s0"].state, found["factor=2/s0"].reason) == ("failed", "ValueError: a bug")

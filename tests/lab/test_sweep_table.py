@@ -42,6 +42,13 @@ def state(variant, seed, state, folder, reason=""):
     return RunState(variant, seed, folder / variant / f"s{seed}", state, reason, folder / variant / f"s{seed}.log")
 
 
+@pytest.mark.parametrize("summary", ["", '{"steps": 4', "{}", "[]", '{"steps": 4, "benchmarks": []}'])
+def test_a_damaged_summary_does_not_end_the_sweep(run, summary):
+    log(run, STEP)
+    write_whole(run.run.summary, summary)
+    assert read_progress(run.is_("done")) == Progress(loss=1.25)
+
+
 def test_of_a_run_that_has_not_begun_nothing_is_known(run):
     assert read_progress(run.is_("running")) == Progress()
 

@@ -120,6 +120,8 @@ def test_a_probability_is_never_rounded_onto_the_level(p, text):
         (Savings(1.004, 1.03, 1.0), [], ""),
         (Savings(0.986, None, 1.0), ["1.4 % fewer FLOPs"], "cheaper"),
         (Savings(1.25, None, 1.0), ["25 % more FLOPs"], "dearer"),
+        (Savings(0.004, None, 1.0), ["99.6 % fewer FLOPs"], "cheaper"),
+        (Savings(0.00004, None, 1.0), ["more than 99.9 % fewer FLOPs"], "cheaper"),
         (Savings(None, 1.25, 1.0), ["1.2 x the speed"], "cheaper"),
         (Savings(12.4, 0.1, 1.0), ["12 x as many FLOPs", "0.1 x the speed"], "dearer"),
         (Savings(0.5, 0.8, 1.0), ["50 % fewer FLOPs", "0.8 x the speed"], "cheaper in FLOPs, dearer in time"),

@@ -205,11 +205,39 @@ def test_the_filter_is_the_checkpoints_unless_it_is_asked_for(registries, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("preprocessor", "normalisation"),
+    [
+        ({}, (0.5, 0.5)),
+        ({"image_mean": [0.25] * 3, "image_std": [2.0] * 3}, (0.25, 2.0)),
+        ({"image_mean": 0.1}, (0.1, 0.5)),
+        ({"do_normalize": False, "image_mean": [0.5] * 3}, (0.0, 1.0)),
+    ],
+    ids=str,
+)
+def test_pixels_are_normalised_as_the_checkpoints_were(registries, tmp_path, preprocessor, normalisation):
+    tower = randomise(SiglipVisionModel(vision_config()))
+    tower.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    encoder = load(registries, tmp_path)
+    mean, std = normalisation
+    assert (encoder.config.image_mean, encoder.config.image_std) == normalisation
+    pixels = random_pixels(2)
+    with torch.no_grad():
+        expected = tower(pixel_values=(pixels / 255 - mean) / std).last_hidden_state
+        torch.testing.assert_close(encoder(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pixels_are_normalised_as_one_asks(registries, tmp_path):
+    SiglipVisionModel(vision_config()).save_pretrained(tmp_path)
+    config = resolve(registries, tmp_path, image_mean=0.0, image_std=1.0)
+    assert (config.image_mean, config.image_std) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"image_mean": [0.485, 0.456, 0.406]}, "image_mean=[0.485, 0.456, 0.406]"),
-        ({"image_std": [1, 1, 1], "do_rescale": False}, "do_rescale=False, image_std=[1, 1, 1]"),
-        ({"do_normalize": False}, "do_normalize=False"),
+        ({"image_std": [1, 0.5, 1], "do_rescale": False}, "do_rescale=False, image_std=[1, 0.5, 1]"),
         ({"do_center_crop": True}, "do_center_crop=True"),
         ({"size": {"shortest_edge": 16}}, "size={'shortest_edge': 16}"),
     ],

@@ -9,14 +9,16 @@ from nanovlm.lab.report.figures import Picture
 from nanovlm.lab.report.sections import Report, Section
 from nanovlm.lab.report.tables import Table
 
-MARKUP = re.compile(r"[\\`*|<~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(:])")  # `_` within a word is only itself
+MARKUP = re.compile(r"[\\`*|<~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(:])")  # `_` within a word is only itself
+
+BLOCK = re.compile(r"^(\d*)([.)+-](?=[\s-]|$)|[#>])")  # what would begin a list, a heading, a quotation or a rule
 
 
 def markdown(report: Report) -> str:
     """Figures are linked as ``figures/<name>.png``."""
     lines = [f"# {escaped(report.title)}", "", *_verdict(report)]
     for section in report.sections:
-        lines += _section(section)
+        lines += section_lines(section)
     lines += ["## How to read this", "", *_listed(report.reading)]
     return "\n".join(lines)
 
@@ -33,7 +35,7 @@ def _verdict(report: Report) -> list[str]:
     return [*lines, pairing, ""] if pairing else lines
 
 
-def _section(section: Section) -> list[str]:
+def section_lines(section: Section) -> list[str]:
     lines = [f"## {escaped(section.title)}", ""]
     for text in section.texts:
         lines += [escaped(text), ""]
@@ -66,6 +68,6 @@ def _listed(texts: Sequence[str]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """On one line, and shown as it is: no emphasis, no link, no HTML, no new cell of a table."""
+    """On one line, and shown as it is: no emphasis, no formula, no link, no HTML, no new cell, list or heading."""
     line = " ".join(text.split()).replace("&", "&amp;")
-    return MARKUP.sub(r"\\\g<0>", line)
+    return BLOCK.sub(r"\1\\\2", MARKUP.sub(r"\\\g<0>", line))

@@ -18,11 +18,14 @@ from nanovlm.lab.report.tables import (
     validation_table,
     variants_table,
 )
-from nanovlm.lab.verdict import LEVEL
+from nanovlm.lab.verdict import LEVEL, PAIRED
 
 FLIPPED = "Flipped questions"  # the section that the HTML shows them in
 READING = (
-    "Intervals are 95 %. Both the seeds and the questions are taken as samples of many more.",
+    "Intervals are 95 %. Both the seeds and the questions are taken as samples of many more; with one seed the "
+    "questions only, so that it says nothing of other seeds.",
+    "With two or three seeds intervals are wide, for so few hardly tell how much seeds differ: more seeds narrow them "
+    "sooner than more questions do.",
     "A difference is to the baseline, by the same seeds on the same questions, in percentage points.",
     "p (Holm) is the probability of so large a difference if there were none, corrected for the number of variants "
     f"(Holm 1979). From {LEVEL} on, no difference is claimed.",
@@ -152,18 +155,11 @@ def _direction(p_holm: float | None, gained: float) -> str:
 def _pairing(comparison: Comparison) -> str:
     if comparison.unpaired:
         return "Not paired. Runs of one seed differ in more than the variants' settings:"
-    if len(comparison.variants) < 2:
-        return ""
-    return (
-        "Paired: runs of one seed saw the same data in the same order, from the same initial weights wherever the "
-        "variants' settings leave them."
-    )
+    return f"Paired: {PAIRED}." if comparison.has_pairs else ""
 
 
 def _flips_in_words(comparison: Comparison) -> tuple[str, ...]:
     """How many, of how many that were answered differently well at all."""
-    if not comparison.flips:
-        return ()
     changed = sum(score.differing for variant in comparison.variants for score in variant.scores.values())
     if not changed:
         return ()

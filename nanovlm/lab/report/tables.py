@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 
 from nanovlm.lab.comparison import Comparison, Flip, Score, VariantResult
+from nanovlm.lab.diff import shown
 from nanovlm.lab.statistics import Estimate
 from nanovlm.lab.verdict import probability
 from nanovlm.training.clock import per_second
@@ -209,7 +210,7 @@ def _three_digits(number: float) -> str:
 
 
 def gibibytes(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB"
+    return f"{number / 2**30:.1f} GiB" if number >= 0.1 * 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:
@@ -229,10 +230,10 @@ def _settings(changes: Mapping[str, object]) -> str:
 def _setting(value: object) -> str:
     """A component is said by its name, with the first of its options."""
     if not (isinstance(value, Mapping) and "name" in value):
-        return str(value)
-    options = ", ".join(f"{key} = {option}" for key, option in value.items() if key != "name")
-    shown = shorten(options, 60, placeholder=" ...")
-    return f"{value['name']} ({shown})" if options else str(value["name"])
+        return shown(value)
+    options = ", ".join(f"{key} = {shown(option)}" for key, option in value.items() if key != "name")
+    first = shorten(options, 60, placeholder=" ...")
+    return f"{value['name']} ({first})" if options else str(value["name"])
 
 
 def _ordered_controls(scores: Iterable[Score]) -> list[str]:

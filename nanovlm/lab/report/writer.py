@@ -133,10 +133,10 @@ def _card(comparison: Comparison, flip: Flip, images: list[str]) -> Card:
 
 def _by_seeds(flip: Flip) -> str:
     """``2 of 3 seeds``, or by how much where scores are graded."""
-    seeds, net = len(flip.baseline_said), abs(flip.gained) * len(flip.baseline_said)
-    if seeds == 1 and abs(flip.gained) == 1:
-        return ""
-    return f"{net:.0f} of {seeds} seeds" if abs(net - round(net)) < 1e-9 else f"by {abs(flip.gained):.2f}"
+    if not {*flip.by_seed} <= {-1, 0, 1}:
+        return f"by {abs(flip.gained):.2f}"
+    same_way = [gained for gained in flip.by_seed if gained * flip.gained > 0]
+    return f"{len(same_way)} of {len(flip.by_seed)} seeds" if len(flip.by_seed) > 1 else ""
 
 
 def _said(comparison: Comparison, flip: Flip, said: Sequence[str]) -> str:

@@ -49,9 +49,12 @@ def read_progress(state: RunState) -> Progress:
     event = last_step(run.metrics)
     loss = event.get("loss")
     if state.state == "done":
-        summary = json.loads(run.summary.read_text(encoding="utf-8"))
-        accuracy = {name: result["accuracy"] for name, result in summary["benchmarks"].items()}
-        return Progress(summary["steps"], summary["steps"], loss, accuracy, summary["wall_seconds"])
+        try:
+            summary = json.loads(run.summary.read_text(encoding="utf-8"))
+            accuracy = {name: result["accuracy"] for name, result in summary["benchmarks"].items()}
+            return Progress(summary["steps"], summary["steps"], loss, accuracy, summary["wall_seconds"])
+        except (ValueError, LookupError, TypeError, AttributeError):  # damaged, as the comparison says in words
+            return Progress(loss=loss)
     total = steps_asked_for(SweepRun(state.variant, state.seed, state.folder).experiment)
     if not event:
         return Progress(total=total)
@@ -142,9 +145,12 @@ class Board:
         return [row for row in rows if row[0].state not in ("waiting", "done")]
 
     def table(self, rows: Sequence[tuple[RunState, Progress]]) -> Table:
-        shown = Table("variant", "seed", "state", title=self.title, title_justify="left", caption_justify="left")
+        shown = Table(title=escape(self.title), title_justify="left", caption_justify="left")
+        shown.add_column("variant", overflow="fold")
+        for header in ("seed", "state"):
+            shown.add_column(header, no_wrap=True)
         for header in ("step", "loss", "accuracy", "time left"):
-            shown.add_column(header, justify="right")
+            shown.add_column(header, justify="right", no_wrap=header != "accuracy")  # there may be several
         for state, progress in rows:
             colour = COLOURS[state.state]
             shown.add_row(

@@ -18,7 +18,6 @@ from nanovlm.errors import ConfigError, join
 from nanovlm.experiment import Experiment, load_experiment
 from nanovlm.files import remove, write_whole
 from nanovlm.lab.ablation import Ablation
-from nanovlm.lab.results import SWEEP
 from nanovlm.lab.sweep.jobs import Job, Processes, Runner
 from nanovlm.lab.sweep.sweep import SPEAKER, STOPPED, RunState, Sweep, SweepRun
 from nanovlm.plugins import Registries
@@ -47,6 +46,8 @@ def run_sweep(
     sweep = Sweep.of(ablation, Path(folder))
     check_folder(sweep)
     with sweep.locked():
+        check_idle(sweep)
+        sweep.take_over()
         check_runs(sweep, ablation, registries)
         sweep.write()
         conductor = Conductor(sweep, ablation, runner or Processes(), registries.files, watch or (lambda states: None))
@@ -66,20 +67,25 @@ def counted(states: Sequence[RunState]) -> str:
 
 def check_folder(sweep: Sweep) -> None:
     """ConfigError where the folder holds another ablation, or something else."""
-    if (sweep.folder / SWEEP).is_file():
-        if (other := Sweep.open(sweep.folder).name) != sweep.name:
-            raise ConfigError(f"{sweep.folder}: it holds the ablation {other!r}; use another --sweep-dir")
+    if before := sweep.before:
+        if before.name != sweep.name:
+            raise ConfigError(f"{sweep.folder}: it holds the ablation {before.name!r}; use another --sweep-dir")
     elif sweep.folder.is_dir() and any(file.name != ".lock" for file in sweep.folder.iterdir()):
         raise ConfigError(f"{sweep.folder}: it is not empty, and holds no ablation; use another --sweep-dir")
 
 
-def check_runs(sweep: Sweep, ablation: Ablation, registries: Registries) -> None:
-    """ConfigError with every run that another process trains, or that is another one than is asked for now."""
-    if training := [run for run in sweep.runs if run.is_training]:
+def check_idle(sweep: Sweep) -> None:
+    """ConfigError with every run that another process trains."""
+    runs = dict.fromkeys([*sweep.runs, *(sweep.before.runs if sweep.before else ())])
+    if training := [run for run in runs if run.is_training]:
         raise ConfigError(
             join(f"{run.folder}: another process trains in this folder" for run in training)
             + "\nA sweep that was killed may have left it; wait for it, or stop it"
         )
+
+
+def check_runs(sweep: Sweep, ablation: Ablation, registries: Registries) -> None:
+    """ConfigError with every run that is another one than is asked for now."""
     changed: dict[str, list[str]] = {}
     with collected() as problems:
         for run in (run for run in sweep.runs if run.is_done or run.has_checkpoint):

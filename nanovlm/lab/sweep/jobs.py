@@ -102,7 +102,8 @@ def begin(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
 def environments(jobs: int, device: str) -> list[dict[str, str]]:
     """What each of so many runs side by side gets of this machine: a GPU of its own, or its share of the processors.
 
-    Neither changes what a run computes, only how fast. Raises ConfigError where there are not enough GPUs.
+    Neither changes what a run computes (but for the last bits of a sum), only how fast. Raises ConfigError where there
+    are not enough GPUs.
     """
     if jobs == 1:
         return [{}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +131,31 @@ class Sweep:
             return cls(folder, content["name"], variants, content["baseline"], seeds, content["match"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{file}: it is no record of a sweep ({error!r}); restore it, or start anew") from None
+
+    @property
+    def before(self) -> Sweep | None:
+        """The one that the folder holds already."""
+        return Sweep.open(self.folder) if (self.folder / SWEEP).is_file() else None
+
+    def take_over(self) -> None:
+        """Rename the folders of variants that had other names: one value more may change what tells the others apart.
+
+        The record is renamed with them, so that the question as it was before finds its runs too.
+        """
+        if not (before := self.before):
+            return
+        called = {
+            old: new
+            for new, changes in self.variants.items()
+            for old, recorded in before.variants.items()
+            if recorded == changes and new not in before.variants and old not in self.variants
+        }
+        for old, new in called.items():
+            if (self.folder / old).is_dir() and not (self.folder / new).exists():
+                (self.folder / old).rename(self.folder / new)
+        if called:
+            variants = {called.get(name, name): changes for name, changes in before.variants.items()}
+            replace(before, variants=variants, baseline=called.get(before.baseline, before.baseline)).write()
 
     def write(self) -> None:
         content = {

@@ -1,0 +1,1 @@
+"""In and out: checkpoints of upstream nanoVLM, transformers, the hub."""
