@@ -37,8 +37,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, rows: Iterable[PackedRow]) -> Work:
-        """Of rows that are on the CPU."""
-        each = [(row.num_images, row.num_tokens, _pairs(row), row.num_targets) for row in rows]
+        each = [(row.num_images, row.num_tokens, row.num_pairs, row.num_targets) for row in rows]
         return cls(*map(sum, zip(*each, strict=True))) if each else cls()
 
     @classmethod
@@ -67,7 +66,6 @@ class Cost:
         return cls(*torch.linalg.solve(sizes, counts).round().tolist())
 
     def of_rows(self, rows: Iterable[PackedRow]) -> float:
-        """FLOPs of rows that are on the CPU."""
         return self.of_work(Work.of(rows))
 
     def of_work(self, work: Work) -> float:
@@ -77,10 +75,6 @@ class Cost:
             + self.per_pair * work.pairs
             + self.per_target * work.targets
         )
-
-
-def _pairs(row: PackedRow) -> int:
-    return int(row.lengths.long().square().sum())
 
 
 def _row(model: VisionLanguageModel, images: int, text_tokens: int, targets: int) -> PackedRow:

@@ -1,8 +1,8 @@
 """``nanovlm evaluate``: score a run, a model folder or a hub id on a benchmark."""
 
 import json
+import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +11,12 @@ import typer
 from nanovlm.blueprint import Part, open_benchmark
 from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles, TokenizerChoice
 from nanovlm.components import parse
-from nanovlm.errors import ConfigError
+from nanovlm.errors import ConfigError, DataError, join
 from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
-from nanovlm.experiment import Experiment, NamedBenchmark, load_experiment
-from nanovlm.hub import CONFIG, fetch
+from nanovlm.experiment import Experiment, NamedBenchmark
+from nanovlm.interop.opening import find_model, load_model, recorded_experiment
 from nanovlm.merging import override, split_override
-from nanovlm.model import VisionLanguageModel
-from nanovlm.model_folder import read_config
-from nanovlm.plugins import Registries, load_plugins
+from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import Precision, choose_device
 from nanovlm.training.run import Run
 
@@ -38,12 +36,26 @@ def command(
     ] = None,
     controls: Annotated[bool, typer.Option(help="Also ask with shuffled pictures and with none.")] = True,
     output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write one JSON line an item here.")] = None,
+    lmms_eval: Annotated[
+        str, typer.Option(metavar="TASK,...", help="Ask tasks of lmms-eval instead; a run's folder keeps the results.")
+    ] = "",
+    include_path: Annotated[
+        str, typer.Option(metavar="FOLDER", help="With --lmms-eval: a folder with more tasks.", show_default=False)
+    ] = "",
     tokenizer: TokenizerChoice = "",
     device: DeviceChoice = Device.AUTO,
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on a benchmark."""
+    if lmms_eval:
+        if benchmark or options or output:
+            raise ConfigError("--lmms-eval brings its own benchmarks: leave out --benchmark, KEY=VALUE and --output")
+        model_args = {"device": device.value, "tokenizer": tokenizer, "plugin": os.pathsep.join(plugin or ())}
+        ask_lmms_eval({"pretrained": model, **model_args}, lmms_eval.split(","), limit or 0, include_path, as_json)
+        return
+    if include_path:
+        raise ConfigError("--include-path names a folder with tasks for --lmms-eval, which is missing")
     if output:
         make_room_for(output)
     registries = load_plugins(plugin or ())
@@ -64,34 +76,30 @@ def command(
     print(json.dumps({"benchmark": name, **summary}, indent=2) if as_json else "\n".join(described(name, summary)))
 
 
+def ask_lmms_eval(model_args: dict[str, str], tasks: list[str], limit: int, include_path: str, as_json: bool) -> None:
+    """Print what lmms-eval makes of a model, with its own figures; and say where the items are kept, if they are."""
+    from nanovlm.interop.lmms_eval_run import ask, in_words, keep
+
+    source = find_model(model_args["pretrained"])
+    summaries, lines = [], []
+    evaluations, problems = ask(model_args, tasks, limit, include_path)
+    for evaluation in evaluations:
+        file, summary = keep(evaluation, source), evaluation.summary()
+        summaries.append({"benchmark": evaluation.benchmark, **summary})
+        lines += described(evaluation.benchmark, summary)
+        lines += [f"  lmms-eval: {figure}" for figure in in_words(summary["lmms_eval"]["figures"])]
+        lines.append(f"  {file}" if file else "  kept nowhere: this is no finished run's last model")
+    print(json.dumps(summaries, indent=2) if as_json else "\n".join(lines))
+    if problems:
+        raise DataError(join(problems))
+
+
 def make_room_for(output: Path) -> None:
     """The folder of a file that is written at the end: a mistake in it must not cost a whole evaluation."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {output}: no folder can be made there: {error.strerror}") from None
-
-
-def find_model(model: str) -> str:
-    """A model folder or hub id, checked to be one; a run stands for its last model."""
-    source = str(Path(model, "model")) if Path(model, "model", "config.json").is_file() else model
-    read_config(fetch(source, CONFIG, option="model"))
-    return source
-
-
-def load_model(source: str, registries: Registries, device: str, tokenizer: str = "") -> VisionLanguageModel:
-    """The model that ``find_model`` found, with its tokenizer; what it warns of is told in our words alone."""
-    with warnings.catch_warnings(record=True) as caught:
-        loaded = VisionLanguageModel.from_pretrained(source, registries, device, tokenizer)
-    for warning in caught:
-        print(f"nanovlm: {warning.message}", file=sys.stderr)
-    return loaded
-
-
-def recorded_experiment(source: str) -> Experiment | None:
-    """What the run that a model folder lies in was told to do."""
-    file = Path(source).resolve().parent / "experiment.yaml"
-    return load_experiment(file) if file.is_file() else None
 
 
 def recorded_answers(source: str, benchmark: str) -> list[Item]:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from nanovlm.cli.evaluate import find_model, load_model
 from nanovlm.cli.options import PluginFiles, TokenizerChoice
 from nanovlm.errors import ConfigError
 from nanovlm.hub import MODEL, fetch
+from nanovlm.interop.opening import find_model, load_model
 from nanovlm.plugins import Registries, load_plugins
 
 

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from nanovlm.cli.evaluate import find_model, load_model
 from nanovlm.cli.options import Device, DeviceChoice, PluginFiles, TokenizerChoice
 from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.data.images import open_image
 from nanovlm.errors import ConfigError, DataError, SkipSample
+from nanovlm.interop.opening import find_model, load_model
 from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import choose_device
 

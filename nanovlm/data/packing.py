@@ -36,6 +36,7 @@ class PackedRow:
     target_slots (number of targets,) int64: the positions that have a target
     segments: where each sample begins and ends
     num_samples, num_tokens, num_images: without filling, with which T and B can be more (see filling.py)
+    num_pairs: of two tokens of one sample, for each sample of L tokens L * L
     origins, ids: where each sample comes from, in words, and its id; empty where that is not known
     """
 
@@ -48,17 +49,13 @@ class PackedRow:
     num_samples: int
     num_tokens: int
     num_images: int
+    num_pairs: int
     origins: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
 
     @property
     def num_targets(self) -> int:
         return len(self.target_slots)
-
-    @property
-    def lengths(self) -> Tensor:
-        """(S,): the samples' numbers of tokens."""
-        return self.segments.cu_seqlens.diff()[: self.num_samples]
 
     def map(self, move: Callable[[Tensor], Tensor]) -> PackedRow:
         """The same row with ``move`` applied to every tensor."""
@@ -114,6 +111,7 @@ def pack_row(examples: Sequence[Example], num_image_tokens: int, filling: Fillin
         lengths.append(len(ids))
     pixels = [example.pixels for example in examples]
     num_tokens, num_images, longest = len(token_ids), sum(map(len, pixels)), 0
+    num_pairs = sum(length**2 for length in lengths)
     if filling:
         missing = filling.missing(num_tokens)
         token_ids += [0] * missing
@@ -130,6 +128,7 @@ def pack_row(examples: Sequence[Example], num_image_tokens: int, filling: Fillin
         num_samples=len(examples),
         num_tokens=num_tokens,
         num_images=num_images,
+        num_pairs=num_pairs,
         origins=tuple(example.origin for example in examples),
         ids=tuple(example.id for example in examples),
     )

@@ -17,6 +17,7 @@ from nanovlm.training.run import Run
 from nanovlm.yaml_reader import read_yaml
 
 SWEEP = "ablation.yaml"  # what a sweep's folder holds
+ADDED = ".json"  # behind the step: the summary of a benchmark that was asked after the run, beside its items
 NEEDED = {"steps": int, "samples": int, "benchmarks": dict}  # of a summary, to make anything of it
 
 
@@ -26,6 +27,7 @@ class Result:
 
     experiment: resolved, every option written out (``experiment.yaml``)
     provenance, curve: empty where their files are gone
+    summary: the run's own, with the benchmarks that it was asked later (see ``nanovlm evaluate --lmms-eval``)
     items: by benchmark, of the last step
     losses: of the held-out samples, at the last step
     curve: the step events of ``metrics.jsonl``, in order: step, loss, samples, seconds (of training), ...
@@ -57,6 +59,8 @@ class Result:
             experiment = parse_experiment(experiment).model_dump()
         summary = _summary(run)
         step = int(summary["steps"])
+        own = summary["benchmarks"]
+        summary["benchmarks"] = own | _added(run, step) | own
         try:
             losses = read_losses(run.validation(step))
         except DataError as error:
@@ -114,14 +118,20 @@ def _summary(run: Run) -> dict[str, Any]:
     return summary
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _added(run: Run, step: int) -> dict[str, Any]:
+    """By name, the benchmarks that the model of a step was asked after its run."""
+    files = sorted(run.folder.glob(f"evaluation/*/{step}{ADDED}"))
+    return {file.parent.name: _object(file, "remove it, and evaluate again") for file in files}
+
+
+def _object(file: Path, fix: str = "train the run again") -> dict[str, Any]:
     """What a JSON file holds."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged: {error}; train the run again") from None
+        raise ConfigError(f"{file} is damaged: {error}; {fix}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is damaged: it holds no JSON object; train the run again")
+        raise ConfigError(f"{file} is damaged: it holds no JSON object; {fix}")
     return content
 
 
@@ -146,6 +156,8 @@ def _items(run: Run, benchmark: str, step: int, result: Any) -> list[Item]:
     file = run.evaluation(benchmark, step)
     asked = result.get("questions") if isinstance(result, dict) else None
     command = ["nanovlm", "evaluate", str(run.folder), "--benchmark", benchmark, "--output", str(file)]
+    if isinstance(result, dict) and isinstance(result.get("lmms_eval"), dict):
+        command[3:] = ["--lmms-eval", str(result["lmms_eval"].get("task"))]
     again = f"make it again by {shlex.join(command)}"
     if not file.is_file():
         raise ConfigError(f"{file} is not there, but the run's summary has {benchmark}: {again}")
