@@ -23,8 +23,8 @@ def ask(
 ) -> tuple[list[Evaluation], list[str]]:
     """Have lmms-eval ask a model (see ``NanoVLM``) its tasks, each whole or its first ``limit`` questions.
 
-    include: a folder with more tasks. Of a group of tasks each one is an evaluation by itself. What has no evaluation is
-    the second list, in words: by then all has been asked, and none of it may be lost.
+    include: a folder with more tasks. Of a group of tasks each one is an evaluation by itself. The second list says in
+    words what has no evaluation: by then all has been asked, and nothing of it may be lost.
     """
     try:
         from lmms_eval.evaluator import simple_evaluate
@@ -87,8 +87,8 @@ def evaluation_of(task: str, found: Mapping[str, Any], skipped: Mapping[tuple[st
     figures = {key: value for key, value in found["results"][task].items() if _is_figure(key, value)}
     if not metric:
         raise DataError(
-            f"{task}: none of its metrics ({', '.join(better)}) scores each question from 0 to 1, so that nothing of it "
-            f"is kept and compared; lmms-eval says {', '.join(in_words(figures)) or 'nothing'}"
+            f"{task}: none of its metrics ({', '.join(better)}) scores each question from 0 to 1, so that nothing "
+            f"of it is kept and compared; lmms-eval says {', '.join(in_words(figures)) or 'nothing'}"
         )
     items = []
     for sample, score in zip(samples, _scores(samples, metric), strict=True):

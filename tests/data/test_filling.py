@@ -53,7 +53,7 @@ def test_filling_is_not_counted(model, examples):
     plain, filled = (pack_row(examples, model.num_image_tokens, some) for some in (None, filling(varlen=True)))
     for size in ("num_samples", "num_tokens", "num_images", "num_targets"):
         assert getattr(filled, size) == getattr(plain, size)
-    assert filled.lengths.tolist() == plain.lengths.tolist()
+    assert filled.num_pairs == plain.num_pairs == sum(length**2 for length in plain.segments.cu_seqlens.diff().tolist())
     assert len(filled.token_ids) in filling().lengths
     assert len(filled.pixels) == IMAGE_MULTIPLE > len(plain.pixels) == filled.num_images
     assert len(filled.image_slots) == model.num_image_tokens * filled.num_images
@@ -63,7 +63,7 @@ def test_filling_makes_segments_of_its_own(model, examples):
     """All of the row belongs to a segment, and no piece is longer than the kernel is told."""
     plain, filled = (pack_row(examples, model.num_image_tokens, some) for some in (None, filling(varlen=True)))
     lengths = filled.segments.cu_seqlens.diff().tolist()
-    assert lengths[: plain.num_samples] == plain.lengths.tolist()
+    assert lengths[: plain.num_samples] == plain.segments.cu_seqlens.diff().tolist()
     assert sum(lengths) == len(filled.token_ids)
     assert max(lengths) <= PIECE == filled.segments.longest
 

@@ -24,7 +24,6 @@ from nanovlm.lab.results import Result
 pytest.importorskip("lmms_eval", reason='lmms-eval is not installed: pip install "nanovlm[lmms-eval]"')
 
 from nanovlm.errors import ConfigError
-from nanovlm.interop import lmms_eval_run
 from nanovlm.interop.lmms_eval_model import NAME, NanoVLM, cut
 
 STEPS = 3  # of a tiny run
@@ -268,19 +267,6 @@ def test_a_model_that_is_no_runs_last_is_asked_and_kept_nowhere(run, tmp_path):
     alone = shutil.copytree(run / "model", tmp_path / "alone")
     done = nanovlm("evaluate", alone, "--lmms-eval", "local_answers", "--include-path", tmp_path / "tasks")
     assert "lmms-local_answers: accuracy" in done.out and "kept nowhere" in done.out, done.err
-    assert lmms_eval_run.keep(lmms_eval_run.Evaluation("lmms-x", []), str(run / "model-best")) is None
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (("--lmms-eval", "mmstar", "--benchmark", "shapes"), "--lmms-eval brings its own benchmarks"),
-        (("--include-path", "tasks"), "--include-path names a folder with tasks for --lmms-eval, which is missing"),
-    ],
-)
-def test_options_that_do_not_belong_together_are_refused(run, options, message):
-    done = nanovlm("evaluate", run, *options)
-    assert done.status == 2 and message in done.err
 
 
 @pytest.mark.slow
