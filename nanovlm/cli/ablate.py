@@ -160,7 +160,7 @@ def compare_sweep(folder: Path) -> tuple[Comparison | None, str]:
     """What its finished runs come to; if that cannot be said, why."""
     try:
         chosen = gather([folder])
-        return compare(chosen.groups, chosen.baseline, chosen.name, chosen.unfinished), ""
+        return compare(chosen.groups, chosen.baseline, chosen.name, chosen.unfinished, common=True), ""
     except NanoVLMError as error:  # no run of the baseline has finished, say
         return None, str(error)
 

@@ -1,8 +1,10 @@
 """``nanovlm compare``: what finished runs come to, against one of them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -23,6 +25,7 @@ from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.results import Result
 from nanovlm.lab.verdict import PAIRED
 
+WIDE, LONGEST_NAME = 140, 24  # characters: of a terminal that has room for any name, and of a name that always fits
 PADDING = 3  # characters beside each column
 
 
@@ -74,9 +77,26 @@ def told_apart(folders: Sequence[Path], as_json: bool) -> str:
 def show(comparison: Comparison) -> None:
     """Tables first, and below them what they come to."""
     console = Console()
-    for table in all_tables(comparison):
+    for table in with_short_names(list(all_tables(comparison)), comparison, console.width):
         console.print(in_terminal(table, console.width), end="\n\n")
-    print("\n".join(in_words(comparison)))
+    for line in in_words(comparison):
+        print(fill(line, console.width, subsequent_indent="    ") if console.is_terminal else line)
+
+
+def with_short_names(found: Sequence[tables.Table], comparison: Comparison, width: int) -> list[tables.Table]:
+    """Where names are too long for a narrow terminal, the variants as numbers, which the first table explains."""
+    names = [variant.name for variant in comparison.variants]
+    if width >= WIDE or max(map(len, names)) <= LONGEST_NAME:
+        return list(found)
+    numbers = {name: f"({n})" for n, name in enumerate(names, 1)}
+    explained, *others = found
+    rows = tuple((replace(row[0], text=f"{numbers[row[0].text]} {row[0].text}"), *row[1:]) for row in explained.rows)
+    return [replace(explained, rows=rows), *(renamed(table, numbers) for table in others)]
+
+
+def renamed(table: tables.Table, names: Mapping[str, str]) -> tables.Table:
+    rows = tuple((replace(row[0], text=names.get(row[0].text, row[0].text)), *row[1:]) for row in table.rows)
+    return replace(table, rows=rows)
 
 
 def all_tables(comparison: Comparison) -> Iterator[tables.Table]:

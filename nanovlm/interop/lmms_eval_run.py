@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanovlm.errors import ConfigError, DataError, NanoVLMError, join, named
+from nanovlm.errors import ConfigError, DataError, join, named
 from nanovlm.evaluation.evaluator import Evaluation, Item
 from nanovlm.lab.results import ADDED
 from nanovlm.training.run import Run
@@ -30,6 +30,7 @@ def ask(
         from lmms_eval.evaluator import simple_evaluate
         from lmms_eval.tasks import TaskManager
         from loguru import logger
+        from tenacity import RetryError
     except ImportError as error:
         raise ConfigError(
             f'--lmms-eval needs the library lmms-eval ({error}): pip install "nanovlm[lmms-eval]"'
@@ -45,10 +46,9 @@ def ask(
         found = simple_evaluate(
             model=model, tasks=list(tasks), limit=limit or None, task_manager=manager, bootstrap_iters=0
         )
-    except NanoVLMError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"lmms-eval cannot ask {', '.join(tasks)}: {named(error)}") from error
+    except RetryError as error:  # datasets are read, and answers scored, several times before it gives up
+        cause = error.last_attempt.exception() or error
+        raise ConfigError(f"lmms-eval cannot ask {', '.join(tasks)}: {named(cause)}") from error
     evaluations, problems = [], []
     for task in found["samples"]:
         try:

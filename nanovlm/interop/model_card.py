@@ -37,7 +37,7 @@ NOTHING_KNOWN = (
     "This model came without the folder of a run, so nothing is known here of its data, its training and its results."
 )
 USE = """```bash
-pip install nanovlm
+pip install -e .   # in a clone of nanovlm
 nanovlm generate --model {repo} --image picture.png --prompt "What is in the picture?"
 ```
 
@@ -266,5 +266,5 @@ def recipe(source: Origin) -> list[str]:
     experiment = {key: value for key, value in without_places(source.experiment).items() if key != "trackers"}
     text = dump_yaml(experiment)
     fence = "```" if "```" not in text else "~" * 9
-    said = "The resolved experiment: `nanovlm train experiment.yaml` trains it again."
+    said = "The resolved experiment: saved as `experiment.yaml`, `nanovlm train experiment.yaml` trains it again."
     return ["## Recipe", "", said, "", f"{fence}yaml", text.rstrip(), fence, ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -110,7 +111,7 @@ class Savings:
 
     @classmethod
     def of(cls, variant: Costs, baseline: Costs, speeds: bool) -> Savings:
-        """``speeds``: whether both were measured alike (see ``measured_alike``)."""
+        """``speeds``: whether they can be compared (see ``measured_alike`` and ``apart``)."""
         return cls(
             _ratio(variant.flops_per_sample, baseline.flops_per_sample),
             _ratio(variant.samples_per_second, baseline.samples_per_second) if speeds else None,
@@ -144,6 +145,14 @@ class Savings:
 def measured_alike(runs: Sequence[Result]) -> bool:
     """Whether the speeds of these runs can be compared: one kind of hardware, one precision, as many ranks."""
     return len({measured_on(run) for run in runs}) == 1 and None not in measured_on(runs[0])
+
+
+def apart(some: Sequence[Result], others: Sequence[Result]) -> bool:
+    """Whether all of these runs were faster than all of the others, or slower; else the machine was busy with more."""
+    ours, theirs = ([run.summary.get("samples_per_second", math.nan) for run in runs] for runs in (some, others))
+    if any(map(math.isnan, ours + theirs)):
+        return False
+    return max(ours) < min(theirs) or max(theirs) < min(ours)
 
 
 def measured_on(run: Result) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from nanovlm.lab.comparison import Costs, Score, VariantResult
-from nanovlm.lab.costs import Savings, measured_alike
+from nanovlm.lab.costs import Savings, apart, measured_alike
 from nanovlm.lab.flips import gains
 from nanovlm.lab.pairing import unpaired
 from nanovlm.lab.results import Result
@@ -22,9 +22,7 @@ from nanovlm.lab.statistics import (
     mean_over_seeds_and_items,
     paired_difference,
 )
-from nanovlm.lab.verdict import ACCURACY, LOSS, Finding, Measure, flags
-
-BLIND = "no_image"  # the control that tells whether a model looks at all
+from nanovlm.lab.verdict import ACCURACY, LOSS, WITHOUT, Finding, Measure, flags, is_blind
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class Lineup:
             seeds[variant] = sorted({run.seed for run in base} & {run.seed for run in runs})
             shared = {name: [run for run in groups[name] if run.seed in seeds[variant]] for name in (baseline, variant)}
             paired[variant] = not unpaired(shared, baseline)
-            savings[variant] = Savings.of(costs[variant], costs[baseline], measured_alike([*base, *runs]))
+            speeds = measured_alike([*base, *runs]) and apart(runs, base)
+            savings[variant] = Savings.of(costs[variant], costs[baseline], speeds)
         return cls(groups, baseline, seeds, paired, savings)
 
     @property
@@ -57,7 +56,9 @@ class Lineup:
         """All but the baseline that have a seed in common with it."""
         return [variant for variant in self.groups if variant != self.baseline and self.seeds[variant]]
 
-    def finding(self, variant: str, differences: Differences, items: int, measure: Measure = ACCURACY) -> Finding:
+    def finding(
+        self, variant: str, differences: Differences, items: int, measure: Measure = ACCURACY, blind: bool = False
+    ) -> Finding:
         return Finding(
             variant=variant,
             baseline=self.baseline,
@@ -70,6 +71,7 @@ class Lineup:
             paired=self.paired[variant],
             mcnemar=differences.mcnemar.get(variant),
             measure=measure,
+            blind=blind,
         )
 
 
@@ -95,8 +97,8 @@ def scores(lineup: Lineup, asked: Asked) -> dict[str, Score]:
         seeds = [run.seed for run in runs]
         accuracy = mean_over_seeds_and_items(asked.scores(variant, seeds))
         controls = controls_of(runs, asked.benchmark)
-        unasked = without_control(runs, asked.benchmark, BLIND)
-        is_rival = variant != lineup.baseline
+        unasked = without_control(runs, asked.benchmark, WITHOUT[0])
+        finding = lineup.finding(variant, differences, questions, blind=is_blind(accuracy, controls))
         found[variant] = Score(
             accuracy=accuracy,
             questions=questions,
@@ -109,8 +111,8 @@ def scores(lineup: Lineup, asked: Asked) -> dict[str, Score]:
             p_holm=differences.p_holm.get(variant),
             mcnemar=differences.mcnemar.get(variant),
             differing=sum(map(any, gains(asked, variant, lineup.baseline, lineup.seeds[variant]))),
-            sentence=lineup.finding(variant, differences, questions).sentence if is_rival else "",
-            flags=tuple(flags(accuracy, controls.get(BLIND), unasked, skipped(asked, variant), questions)),
+            sentence="" if variant == lineup.baseline else finding.sentence,
+            flags=tuple(flags(accuracy, controls, unasked, skipped(asked, variant), questions)),
         )
     return found
 
@@ -157,6 +159,8 @@ def with_validation(lineup: Lineup, held_out: HeldOut, variants: Sequence[Varian
         if variant.name not in held_out.sums:
             return variant
         finding = lineup.finding(variant.name, differences, len(held_out.targets), LOSS)
+        if variant.scores:  # what it costs is said with the accuracies
+            finding = replace(finding, savings=Savings())
         return replace(
             variant,
             validation_loss=mean_loss(held_out.losses(variant.name, variant.seeds), held_out.targets),

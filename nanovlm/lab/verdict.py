@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nanovlm.data.tally import describe
 from nanovlm.lab.costs import Savings
 from nanovlm.lab.statistics import Difference, Estimate
 
+WITHOUT = ("no_image", "shuffled")  # the controls that a model which looks must beat
 LEVEL = 0.05  # of a p after Holm's correction: a difference is one below it
 PAIRED = (
     "runs of one seed saw the same samples in the same order, from the same initial weights wherever the variants' "
     "settings leave them"
 )
+BLIND = "though not by looking at the pictures"
 ONE_SEED = "with one seed this says which of two checkpoints is better, not which setting"
 
 
@@ -52,6 +54,7 @@ class Finding:
     comparisons: how many variants Holm's correction was over
     seeds, items: how many of them the difference is of
     paired: whether runs of one seed differ in nothing but the variants' settings
+    blind: whether the variant is right no more often than without the right pictures
     """
 
     variant: str
@@ -65,6 +68,7 @@ class Finding:
     paired: bool = True
     mcnemar: float | None = None
     measure: Measure = ACCURACY
+    blind: bool = False
 
     @property
     def sentence(self) -> str:
@@ -88,7 +92,8 @@ class Finding:
         cost = self.savings.verdict
         if self.p_holm is not None and self.p_holm < LEVEL:
             better = difference.value * self.measure.sign > 0
-            return ", ".join(["better" if better else "worse", *([cost] if cost else [])])
+            word = f"better, {BLIND}" if better and self.blind else "better" if better else "worse"
+            return ", ".join([word, *([cost] if cost else [])])
         return "; ".join([self._doubt(difference), *([cost] if cost else [])])
 
     def _doubt(self, difference: Difference) -> str:
@@ -133,15 +138,21 @@ def percent(value: float) -> str:
     return f"{value:.1%}".replace("%", " %")
 
 
+def is_blind(accuracy: Estimate, controls: Mapping[str, float]) -> bool:
+    """Whether it is right no more often than without pictures, or with those of other questions."""
+    return any(accuracy.value <= controls[name] for name in WITHOUT if name in controls)
+
+
 def flags(
-    accuracy: Estimate, blind: float | None, unasked: Sequence[int], skipped: Counter[str], questions: int
+    accuracy: Estimate, controls: Mapping[str, float], unasked: Sequence[int], skipped: Counter[str], questions: int
 ) -> list[str]:
     """What makes an accuracy doubtful.
 
-    blind: the accuracy without pictures; None where it was not asked for, with the seeds ``unasked`` or with none
+    controls: those that all seeds were asked; the seeds ``unasked``, or all, lack the one without pictures
     skipped: questions that could not be asked, by reason, of the seed that has the most
     """
     found = []
+    blind, shuffled = (controls.get(name) for name in WITHOUT)
     if blind is None:
         seeds = f" with seed {' and '.join(map(str, unasked))}" if unasked else ""
         found.append(f"was not asked without pictures{seeds}, so nothing says that it looks")
@@ -149,6 +160,8 @@ def flags(
         found.append(f"does no better than without pictures ({percent(blind)}): it does not look")
     elif accuracy.low is not None and accuracy.low <= blind:
         found.append(f"may do no better than without pictures ({percent(blind)} is in its interval)")
+    if shuffled is not None and accuracy.value <= shuffled and not (blind is not None and accuracy.value <= blind):
+        found.append(f"does no better than with other questions' pictures ({percent(shuffled)}): it does not look")
     if count := skipped.total():
         found.append(f"{count:,} of {questions:,} questions skipped, and counted as wrong: {describe(skipped)}")
     return found

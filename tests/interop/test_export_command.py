@@ -54,7 +54,8 @@ def test_from_transformers_a_plain_folder_is_made_again(model, tmp_path):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes()
 
 
-def test_for_the_hub_a_dry_run_lists_the_files(model, tmp_path):
+def test_for_the_hub_a_dry_run_lists_the_files(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the card is written
     done = nanovlm("export", model, "--to", "hub", "someone/model", "--dry-run")
     assert done.status == 0, done.err
     assert "nothing uploaded" in done.out and "model.safetensors" in done.out

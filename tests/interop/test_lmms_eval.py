@@ -269,6 +269,28 @@ def test_a_model_that_is_no_runs_last_is_asked_and_kept_nowhere(run, tmp_path):
     assert "lmms-local_answers: accuracy" in done.out and "kept nowhere" in done.out, done.err
 
 
+def test_what_lmms_eval_may_ask_and_we_do_not_do_is_refused(run, monkeypatch):
+    lm = NanoVLM(run, device="cpu")
+    with pytest.raises(ConfigError, match="talks: it asks in several rounds, and nanovlm_run answers one question"):
+        lm.generate_until_multi_round([Request(("What?", {}, None, 0, "talks", "test"))])
+    with pytest.raises(ConfigError, match="leave out acc_mutual_info"):
+        lm.loglikelihood([Request(("", "red"))])
+    with pytest.raises(ConfigError, match="unknown device 'gpu'"):
+        NanoVLM(run, device="gpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start it without accelerate and torchrun"):
+        NanoVLM(run, device="cpu")
+
+
+@pytest.mark.slow  # lmms-eval tries five times
+def test_a_dataset_that_cannot_be_had_is_one_message(run, tmp_path):
+    tasks(tmp_path / "tasks", VisionLanguageModel.from_pretrained(run / "model"))
+    (tmp_path / "tasks" / "local_answers.jsonl").unlink()
+    done = evaluate(run, tmp_path / "tasks", "local_answers")
+    assert done.status == 2
+    assert "lmms-eval cannot ask local_answers: FileNotFoundError" in done.err
+
+
 @pytest.mark.slow
 def test_lmms_evals_own_command_finds_the_model_by_its_entry_point(run, tmp_path):
     docs = tasks(tmp_path / "tasks", VisionLanguageModel.from_pretrained(run / "model"))

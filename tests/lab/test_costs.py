@@ -8,7 +8,7 @@ from tiny import tiny_experiment, tiny_recipe
 
 from nanovlm import train
 from nanovlm.flops import count_flops
-from nanovlm.lab.costs import Savings, costs_of, measured_alike
+from nanovlm.lab.costs import Savings, apart, costs_of, measured_alike
 from nanovlm.lab.results import Result
 from nanovlm.planning import check_lengths, plan
 from nanovlm.training.launch import lay_out_steps, open_mixture
@@ -118,3 +118,17 @@ def test_savings_are_left_out_where_something_is_not_known():
     assert found.flops == pytest.approx(costs["b"].flops_per_sample / costs["a"].flops_per_sample)
     assert Savings.of(costs["b"], costs["a"], speeds=False).speed is None
     assert Savings.of(replace(costs["b"], flops_per_sample=None), costs["a"], speeds=True).flops is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [([30, 40], [10, 20], True), ([10, 20], [30, 40], True), ([10, 40], [20, 30], False), ([30], [10, None], False)],
+)
+def test_speeds_are_told_apart_only_where_every_run_of_one_was_faster(ours, theirs, told):
+    """A machine that was busy with something else now and then must not make a verdict."""
+
+    def runs(speeds):
+        known = [{} if speed is None else {"samples_per_second": speed} for speed in speeds]
+        return [Result(Path("run"), {}, {}, summary, {}) for summary in known]
+
+    assert apart(runs(ours), runs(theirs)) == told

@@ -1,12 +1,13 @@
 """The tables of a comparison in a terminal, wide or narrow."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from compared import comparison
 from rich.console import Console
 
-from nanovlm.cli.compare import all_tables, in_terminal
+from nanovlm.cli.compare import all_tables, in_terminal, with_short_names
 from nanovlm.lab.report.tables import cost_table
 
 
@@ -32,6 +33,18 @@ def test_what_fits_is_left_as_it_is_and_what_does_not_is_turned_over():
     }
     assert {"factor=2", "factor=1", "factor=4"} <= set(first_column[200])
     assert {"parameters", "samples/s"} <= set(first_column[70])
+
+
+def test_long_names_are_numbers_in_a_narrow_terminal():
+    made = comparison()
+    long = [f"{variant.name},learning_rate.projector=0.00{n}" for n, variant in enumerate(made.variants)]
+    variants = tuple(replace(variant, name=name) for variant, name in zip(made.variants, long, strict=True))
+    made = replace(made, variants=variants, baseline=long[0])
+    found = with_short_names(list(all_tables(made)), made, 80)
+    assert [row[0].text for row in found[0].rows] == [f"({n}) {name}" for n, name in enumerate(long, 1)]
+    assert [row[0].text for row in found[1].rows] == ["(1)", "(2)", "(3)"]
+    assert max(map(len, shown(found[1], 80).splitlines())) <= 80
+    assert with_short_names(list(all_tables(made)), made, 200) == list(all_tables(made))
 
 
 def test_what_stands_in_brackets_is_no_markup():

@@ -7,10 +7,11 @@ import pytest
 
 from nanovlm.lab.costs import Savings
 from nanovlm.lab.statistics import Difference, Estimate
-from nanovlm.lab.verdict import ACCURACY, LOSS, Finding, flags, probability
+from nanovlm.lab.verdict import ACCURACY, LOSS, Finding, flags, is_blind, probability
 
 WORSE = Difference(-0.021, -0.034, -0.008, p=0.002, detectable=0.018)
 BETTER = Difference(0.021, 0.008, 0.034, p=0.002, detectable=0.018)
+NO_IMAGE = {"no_image": 0.232}
 NOTHING = Difference(0.004, -0.013, 0.021, p=0.6, detectable=0.024)
 CHEAPER = Savings(flops=0.62, speed=1.6, samples=1.0)
 DEARER = Savings(flops=1.3, speed=0.55, samples=1.0)
@@ -136,25 +137,43 @@ def test_savings_are_of_the_whole_training(savings, words, verdict):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "blind", "flag"),
+    ("accuracy", "controls", "flag"),
     [
-        (Estimate(0.2, 0.15, 0.25), 0.232, "does no better than without pictures (23.2 %): it does not look"),
-        (Estimate(0.232, 0.2, 0.3), 0.232, "does no better than without pictures (23.2 %): it does not look"),
-        (Estimate(0.25, 0.2, 0.3), 0.232, "may do no better than without pictures (23.2 % is in its interval)"),
-        (Estimate(0.35, 0.3, 0.4), None, "was not asked without pictures, so nothing says that it looks"),
+        (Estimate(0.2, 0.15, 0.25), NO_IMAGE, "does no better than without pictures (23.2 %): it does not look"),
+        (Estimate(0.232, 0.2, 0.3), NO_IMAGE, "does no better than without pictures (23.2 %): it does not look"),
+        (Estimate(0.25, 0.2, 0.3), NO_IMAGE, "may do no better than without pictures (23.2 % is in its interval)"),
+        (Estimate(0.35, 0.3, 0.4), {}, "was not asked without pictures, so nothing says that it looks"),
+        (
+            Estimate(0.28, 0.25, 0.31),
+            {"no_image": 0.2, "shuffled": 0.295},
+            "does no better than with other questions' pictures (29.5 %): it does not look",
+        ),
+        (
+            Estimate(0.2, 0.15, 0.25),
+            {"no_image": 0.232, "shuffled": 0.3},
+            "does no better than without pictures (23.2 %): it does not look",
+        ),
     ],
 )
-def test_a_model_that_does_not_look_is_flagged(accuracy, blind, flag):
-    assert flags(accuracy, blind, [], Counter(), 600) == [flag]
+def test_a_model_that_does_not_look_is_flagged(accuracy, controls, flag):
+    assert flags(accuracy, controls, [], Counter(), 600) == [flag]
+
+
+def test_better_without_looking_is_said_to_be_so():
+    difference = Difference(0.1, 0.05, 0.15, 0.001, 0.04)
+    found = Finding("b", "a", difference, 0.001, 1, 3, 600, Savings(), blind=True)
+    assert found.sentence.endswith(": better, though not by looking at the pictures")
+    assert replace(found, blind=False).sentence.endswith(": better")
+    assert is_blind(Estimate(0.28), {"shuffled": 0.3}) and not is_blind(Estimate(0.28), {"shuffled": 0.2})
 
 
 def test_nothing_is_flagged_without_a_reason():
-    assert flags(Estimate(0.35, 0.3, 0.4), 0.232, [], Counter(), 600) == []
-    assert flags(Estimate(0.35), 0.232, [], Counter(), 600) == []
+    assert flags(Estimate(0.35, 0.3, 0.4), {"no_image": 0.232, "shuffled": 0.3}, [], Counter(), 600) == []
+    assert flags(Estimate(0.35), {"no_image": 0.232}, [], Counter(), 600) == []
 
 
 def test_skipped_questions_and_missing_controls_are_flagged_together():
-    found = flags(Estimate(0.35, 0.3, 0.4), None, [1, 4], Counter({"too long": 3, "undecodable image": 1}), 1500)
+    found = flags(Estimate(0.35, 0.3, 0.4), {}, [1, 4], Counter({"too long": 3, "undecodable image": 1}), 1500)
     assert found == [
         "was not asked without pictures with seed 1 and 4, so nothing says that it looks",
         "4 of 1,500 questions skipped, and counted as wrong: 3 too long, 1 undecodable image",
