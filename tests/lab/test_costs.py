@@ -1,6 +1,7 @@
 """What runs took, against counts of their own."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hand_made import result, with_provenance
