@@ -183,7 +183,15 @@ def test_a_second_signal_is_passed_on_too(sweep, tmp_path):
     assert signals(run) == ["SIGINT", "SIGTERM"]
 
 
-def test_a_closed_terminal_ends_the_runs_with_a_checkpoint(sweep, tmp_path):
+@pytest.fixture
+def heeds_a_closed_terminal():
+    """The tests themselves may have been started by nohup, under which a closed terminal means nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_ends_the_runs_with_a_checkpoint(sweep, tmp_path, heeds_a_closed_terminal):
     run = tmp_path / "sweep" / "factor=2" / "s0"
     with Teller([signal.SIGHUP], [run / "metrics.jsonl"]), pytest.raises(Stopped):
         sweep(factor_2="last")
