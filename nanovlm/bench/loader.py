@@ -12,9 +12,10 @@ import torch
 from nanovlm.bench.photographs import Photographs
 from nanovlm.bench.setup import build_model, with_steps
 from nanovlm.blueprint import Recipe
-from nanovlm.data.conversation import TextFormat, byte_tokenizer
+from nanovlm.data.conversation import TextFormat
 from nanovlm.data.loader import Preparation, Steps
 from nanovlm.data.mixture import Mixture
+from nanovlm.data.tokenizer import byte_tokenizer
 from nanovlm.data.workers import load, num_workers
 from nanovlm.planning import check_streams
 from nanovlm.training.launch import choose_packing, lay_out_steps, open_mixture

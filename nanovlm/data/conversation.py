@@ -14,7 +14,6 @@ from nanovlm.components import TextConfig
 from nanovlm.data.dataset import Turn
 from nanovlm.data.image_format import FORMATS, PLAIN, ImageFormat
 from nanovlm.data.tokenizer import Tokenizer, load_tokenizer
-from nanovlm.data.tokenizer import byte_tokenizer as byte_tokenizer
 from nanovlm.errors import ConfigError, SkipSample
 
 QUESTION_ANSWER = (

@@ -4,8 +4,9 @@ from bpe import CHATML, SPECIALS, bpe_tokenizer
 from tiny import tiny_model
 
 from nanovlm import ConfigError, SkipSample, Turn
-from nanovlm.data.conversation import TextFormat, byte_tokenizer, load_text_format
+from nanovlm.data.conversation import TextFormat, load_text_format
 from nanovlm.data.packing import IGNORED, Example, PackedRow, pack_row
+from nanovlm.data.tokenizer import byte_tokenizer
 
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"

@@ -12,10 +12,11 @@ from numbered import Numbers, Parted, data_of, mixture_of
 from PIL import Image
 
 from nanovlm import DataError, ImageSpec, Sample, Turn, load_plugins
-from nanovlm.data.conversation import TextFormat, byte_tokenizer
+from nanovlm.data.conversation import TextFormat
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Mixture
 from nanovlm.data.tally import wholly_skipped
+from nanovlm.data.tokenizer import byte_tokenizer
 from nanovlm.data.workers import _Portable, load
 
 BROKEN = {3: "gone", 8: "gone", 20: "no answer", 21: "too long", 22: "undecodable picture", 23: "too many pictures"}

@@ -10,10 +10,11 @@ from numbered import data_of
 
 from nanovlm import ImageSpec
 from nanovlm.blueprint import Part, open_dataset
-from nanovlm.data.conversation import TextFormat, byte_tokenizer
+from nanovlm.data.conversation import TextFormat
 from nanovlm.data.loader import Packing, Preparation
 from nanovlm.data.ranks import Ranks
 from nanovlm.data.stream import Stream, StreamedSteps
+from nanovlm.data.tokenizer import byte_tokenizer
 from nanovlm.data.workers import load
 
 

@@ -27,8 +27,8 @@ from versions import older
 
 from nanovlm import CheckpointError, ConfigError, VisionLanguageModel, load_plugins
 from nanovlm.blueprint import Blueprint
-from nanovlm.data.conversation import byte_tokenizer
 from nanovlm.data.images import to_tensor
+from nanovlm.data.tokenizer import byte_tokenizer
 from nanovlm.experiment import Named
 from nanovlm.interop.idefics3 import check_positions, parts_of, to_idefics3
 from nanovlm.interop.processor import processor_of

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanovlm import VisionLanguageModel
-from nanovlm.data.conversation import Tokens, byte_tokenizer
+from nanovlm.data.conversation import Tokens
 from nanovlm.data.packing import Example, PackedRow, pack_row
+from nanovlm.data.tokenizer import byte_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MAIN, V01 = FIXTURES / "nanovlm-main-tiny", FIXTURES / "nanovlm-v0.1-tiny"

@@ -8,11 +8,12 @@ from tiny import tiny_experiment
 
 from nanovlm import ConfigError, DataError, ImageSpec, SkipSample, Turn, train
 from nanovlm.blueprint import Part, open_dataset
-from nanovlm.data.conversation import TextFormat, byte_tokenizer
+from nanovlm.data.conversation import TextFormat
 from nanovlm.data.images import open_image
 from nanovlm.data.loader import Packing, Preparation, Steps
 from nanovlm.data.mixture import Mixture
 from nanovlm.data.stream import Stream
+from nanovlm.data.tokenizer import byte_tokenizer
 from nanovlm.data.workers import load
 from nanovlm.experiment import Data
 
