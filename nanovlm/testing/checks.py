@@ -157,7 +157,9 @@ def find(component: str | type, kind: str, registries: Registries) -> Subject:
         raise ConfigError(f"{component!r} is the name of components of {len(suited)} kinds: say which by {kinds}")
     if not suited:
         known = {entry.name for registry in _of_kind(kind, registries) for entry in registry}
-        failed = "".join(f"\n  Not loaded: {plugin.path}: {plugin.error}" for plugin in registries.plugins if plugin.error)
+        failed = "".join(
+            f"\n  Not loaded: {plugin.path}: {plugin.error}" for plugin in registries.plugins if plugin.error
+        )
         raise ConfigError(f"{unknown(kind or 'component', component, known)}{failed}")
     return Subject(suited[0].kind, suited[0].find(component), registries)
 
