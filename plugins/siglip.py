@@ -36,8 +36,11 @@ class Siglip(VisionEncoder):
         intermediate_size: Positive = 3072
         """The width within the MLP."""
         num_hidden_layers: Positive = 12
+        """Blocks of attention and an MLP, one after the other."""
         num_attention_heads: Positive = 12
+        """Heads of each block's attention; they divide hidden_size."""
         layer_norm_eps: float = 1e-6
+        """Added to the variance that a norm divides by."""
         resample: Resample = "bicubic"
         """Pillow's filter for resizing pictures; by default the checkpoint's."""
         image_mean: Annotated[float, Field(allow_inf_nan=False)] = 0.5

@@ -32,6 +32,7 @@ class Llama3Scaling(Schema):
     """
 
     factor: Above0
+    """What slow frequencies are divided by."""
     low_freq_factor: Above0
     """Frequencies of fewer turns in the pretrained length are divided by `factor`."""
     high_freq_factor: Above0
@@ -65,7 +66,9 @@ class SmolLM2(LanguageDecoder):
         intermediate_size: Positive = 1536
         """The width within the MLP."""
         num_hidden_layers: Positive = 30
+        """Blocks of attention and an MLP, one after the other."""
         num_attention_heads: Positive = 9
+        """Heads of queries in each block."""
         num_key_value_heads: Positive = 3
         """Heads of keys and values, each shared by a group of query heads."""
         head_dim: Annotated[int, Field(ge=0)] = 0
@@ -77,6 +80,7 @@ class SmolLM2(LanguageDecoder):
         rope_scaling: Llama3Scaling | None = None
         """What slows them down for longer texts: Llama 3's rule, or nothing."""
         rms_norm_eps: float = 1e-5
+        """Added to the mean square that a norm divides by."""
         tie_word_embeddings: bool = True
         """The head is the embedding again."""
 

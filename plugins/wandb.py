@@ -55,7 +55,8 @@ class Wandb(Tracker):
         modes: tuple[Mode, ...] = (self.config.mode, "offline")
         for mode in dict.fromkeys(modes):
             try:
-                self.remote = self.open(mode, facts)
+                with kept_in(self.folder / "wandb"):
+                    self.remote = self.open(mode, facts)
             except Exception as error:  # whatever the library raises
                 say(f"no {mode} run: {named(error)}")
             else:
@@ -91,7 +92,7 @@ class Wandb(Tracker):
         self.log(numbers(figures, f"{name}/" if name else ""), results["step"])
         shown = [(sample, item) for sample, item in answered if sample.images][: self.config.pictures]
         if shown and self.remote:
-            with self.guarded(), staged_in(self.folder / "wandb"):
+            with self.guarded(), kept_in(self.folder / "wandb"):
                 self.remote.log({f"{name}/answers": table(shown)}, step=results["step"])
 
     def finished(self, summary: dict[str, Any]) -> None:
@@ -155,17 +156,18 @@ def table(answered: Sequence[Answered]) -> Any:
 
 
 @contextmanager
-def staged_in(folder: Path) -> Iterator[None]:
-    """Within the block the library keeps what a table refers to here, and not in the user's home."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = str(folder)
+def kept_in(folder: Path) -> Iterator[None]:
+    """Within the block the library keeps its logs, and what a table refers to, here and not in the user's home."""
+    places = {name: os.environ.get(name) for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
+    os.environ |= dict.fromkeys(places, str(folder))
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]
-        else:
-            os.environ["WANDB_DATA_DIR"] = before
+        for name, before in places.items():
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def say(words: str) -> None:

@@ -6,10 +6,13 @@ expected of it. Its docstring's first line, put behind the component's name, say
 
 from __future__ import annotations
 
+import io
+import time
 import traceback
 import unittest
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,13 @@ class Bound:
             raise Violation(f"{self.subject.kind} {self.subject.entry.name}: {self}: {outcome.problem}")
 
     def outcome(self) -> Outcome:
+        """Make the check. What the component prints meanwhile is nobody's concern here, and goes nowhere."""
+        start = time.perf_counter()
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            found = self._outcome()
+        return replace(found, seconds=time.perf_counter() - start)
+
+    def _outcome(self) -> Outcome:
         try:
             self.check.function(self.subject)
         except NotHere as reason:
@@ -105,7 +115,7 @@ class Bound:
         except Violation as violation:
             return Outcome(self.check, problem=str(violation))
         except Exception as error:  # whatever a stranger's code raises is what there is to say about it
-            return Outcome(self.check, problem=f"raises {named(error)}{_line(error, self.subject.entry.plugin.path)}")
+            return Outcome(self.check, problem=f"raises {described(error, self.subject)}")
         return Outcome(self.check)
 
 
@@ -116,6 +126,30 @@ class Outcome:
     check: Check = field(repr=False)
     problem: str = ""
     skipped: str = ""
+    seconds: float = 0.0
+
+    @property
+    def result(self) -> str:
+        """``passed``, ``failed`` or ``skipped``."""
+        return "failed" if self.problem else "skipped" if self.skipped else "passed"
+
+
+@contextmanager
+def doing(what: str, subject: Subject) -> Iterator[None]:
+    """What is raised within the block is a Violation that says at what: ``fails in bf16: RuntimeError: ...``."""
+    try:
+        yield
+    except (Violation, NotHere):
+        raise
+    except Exception as error:
+        raise Violation(f"fails {what}: {described(error, subject)}") from error
+
+
+def described(error: Exception, subject: Subject) -> str:
+    """An error's kind and words, and where in the plugin's own file it was raised."""
+    path = subject.entry.plugin.path
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path and frame.filename == path]
+    return f"{named(error)} ({Path(path).name}, line {lines[-1]})" if lines else named(error)
 
 
 def checks_of(component: str | type, kind: str = "", plugins: Sequence[str | Path] = ()) -> list[Bound]:
@@ -129,7 +163,11 @@ def checks_of(component: str | type, kind: str = "", plugins: Sequence[str | Pat
     kinds, and for a class that no plugin registers. plugins: files to load beside what is installed. Raises
     ConfigError or PluginError where there is no such component.
     """
-    subject = find(component, kind, load_plugins([str(file) for file in plugins]))
+    return bound_to(find(component, kind, load_plugins([str(file) for file in plugins])))
+
+
+def bound_to(subject: Subject) -> list[Bound]:
+    """The checks of its kind."""
     return [Bound(each, subject) for each in CHECKS if subject.kind in each.kinds]
 
 
@@ -179,9 +217,3 @@ def _find_class(cls: type, kind: str, registries: Registries) -> Subject:
     plugin = Plugin(cls.__module__, cls.__module__, "", "", "")
     registry.register(name := cls.__name__.lower(), cls, plugin)
     return Subject(kind, registry.find(f"{plugin.module}:{name}"), registries)
-
-
-def _line(error: BaseException, path: str) -> str:
-    """Where in the plugin's own file it was raised."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    return f" ({Path(path).name}, line {lines[-1]})" if lines else ""

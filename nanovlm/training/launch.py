@@ -48,8 +48,12 @@ def train(
     Started by ``torchrun``, this is one of several processes that train together. Raises NanoVLMError, before anything
     is trained, for whatever in the experiment cannot work, and Stopped where the run is told to end (Ctrl-C, SIGTERM).
     """
-    recipe = Recipe.of(experiment, load_plugins(plugin_files))
-    cost = check(recipe)
+    return train_recipe(Recipe.of(experiment, load_plugins(plugin_files)), run_dir)
+
+
+def train_recipe(recipe: Recipe, run_dir: str | Path | None = None) -> dict[str, Any]:
+    """``train`` with components from registries of the caller's own."""
+    experiment, cost = recipe.experiment, check(recipe)
     with Group.from_environment(experiment.device, experiment.training.rank_timeout) as group:
         model, mixture, benchmarks = open_everything(recipe, group.device)
         steps, held_out = lay_out_steps(recipe, model, mixture, group.ranks)
