@@ -1,0 +1,119 @@
+"""What a model folder and a run wrote down of the plugins that they were made with, and what of it is here.
+
+A component that is not installed is refused by its name and the package that had it. One of that name from another
+package is told of, for it may compute something else. Another version of the same package is not: `nanovlm compare
+--diff` shows versions and hashes, and weights that do not fit are refused when they are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanovlm.errors import ConfigError, PluginError, join
+from nanovlm.experiment import Named
+from nanovlm.model_folder import kept_plugins
+from nanovlm.plugins import DEFAULTS, Registries
+from nanovlm.registry import Plugin, Registry
+
+
+@dataclass(frozen=True)
+class Record:
+    """The plugins by the place that they were used for: ``projector``, ``data.train.0``.
+
+    made: how what was recorded came about, as a sentence goes on behind it: ``The model in runs/x/model was saved``
+    copies: the folder where a run keeps the plugins that were given by path
+    """
+
+    made: str
+    plugins: Mapping[str, Any]
+    copies: Path
+
+    def check(self, chosen: Mapping[str, Named], registries: Registries) -> list[str]:
+        """What is to be said of components that are here from another package than recorded.
+
+        chosen: by place. Raises PluginError for all those together that are not here at all. The registry has the word
+        where nothing was recorded, where several plugins claim a name, and where the very plugin is here without it.
+        """
+        missing, remarks = [], []
+        for where, choice in chosen.items():
+            registry = registries.at(where)
+            if not self.knows(where):
+                continue
+            if not (found := _claimants(registry, choice.name)):
+                if not self.is_here(registry, where):
+                    missing.append(self.missing(registry, where, choice.name))
+            elif len(found) == 1 and (remark := self.remark(where, choice.name, found[0])):
+                remarks.append(remark)
+        if missing:
+            raise PluginError(join(missing))
+        return remarks
+
+    def knows(self, where: str) -> bool:
+        """Whether it was recorded which plugin was used there."""
+        plugin = self.plugins.get(where)
+        return isinstance(plugin, dict) and bool(plugin.get("module"))
+
+    def is_here(self, registry: Registry, where: str) -> bool:
+        """Whether the plugin that was used there is installed in the same version; a name that it lacks is misspelt."""
+        keys = ("module", "distribution", "version")
+        used = [self.plugins[where].get(key) for key in keys]
+        return any([getattr(entry.plugin, key) for key in keys] == used for entry in registry)
+
+    def missing(self, registry: Registry, where: str, name: str) -> str:
+        """That a component is not here, which package had it, and how to have it again."""
+        place = "" if where == registry.kind else f"{where}: "
+        return (
+            f"{place}{registry.kind} {name!r} is not installed here. {self.made} with it from "
+            f"{self._origin(registry, self.plugins[where])}{registry.failures()}"
+        )
+
+    def remark(self, where: str, name: str, here: Plugin) -> str:
+        """That a component is here from another package than it was recorded from; empty where it is not."""
+        plugin = self.plugins[where] if self.knows(where) else {}
+        if plugin.get("distribution", here.distribution) == here.distribution:
+            return ""
+        package = f"{plugin['distribution']} {plugin.get('version', '')}".rstrip()
+        return f"{where} {name!r} comes from {here.origin} here. {self.made} with that of {package}: is it the same?"
+
+    def _origin(self, registry: Registry, plugin: Mapping[str, Any]) -> str:
+        module, distribution, version = (str(plugin.get(key, "")) for key in ("module", "distribution", "version"))
+        file = f"{module.rpartition('.')[2]}.py"
+        if not version:
+            copy = self.copies / file
+            return f"the file {file}: give it by --plugin{f' {copy}' if copy.is_file() else ''}"
+        package = f"{distribution} {version} (module {module})"
+        if module.startswith(f"{DEFAULTS}."):
+            return f"{package}: install that version, or give its file {file} by --plugin"
+        if others := {entry.plugin.version for entry in registry if entry.plugin.distribution == distribution}:
+            return f"{package}, and {others.pop()}, which is here, has none: pip install {distribution}=={version}"
+        return f"{package}: pip install {distribution}"
+
+
+def of_model(folder: Path, source: str) -> Record:
+    """folder: a model's own one. source: what the user calls it."""
+    return Record(f"The model in {source} was saved", kept_plugins(folder), folder.parent)
+
+
+def of_run(folder: Path, provenance: Mapping[str, Any]) -> Record:
+    """folder: the run's. provenance: the content of its ``provenance.json``; what it was resumed with counts last."""
+    plugins = {
+        where: plugin for plugin in _plugins(provenance) for where in plugin.get("used_for", ()) if plugin.get("module")
+    }
+    return Record(f"The run in {folder} was made", plugins, folder)
+
+
+def _plugins(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for made in (provenance, *provenance.get("resumed", ())):
+        yield from (plugin for plugin in made.get("plugins", ()) if isinstance(plugin, dict))
+
+
+def _claimants(registry: Registry, name: str) -> list[Plugin]:
+    try:
+        return [registry.find(name).plugin]
+    except ConfigError:
+        return []
+    except PluginError:  # several: which one is meant cannot be known
+        return [entry.plugin for entry in registry if entry.name == name.rpartition(":")[2]]
