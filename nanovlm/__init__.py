@@ -16,13 +16,14 @@ from nanovlm.components import (
 from nanovlm.data.dataset import Benchmark, Dataset, Sample, Turn
 from nanovlm.errors import CheckpointError, ConfigError, DataError, NanoVLMError, PluginError, SkipSample, unknown
 from nanovlm.experiment import Experiment, load_experiment
-from nanovlm.hookspecs import hookimpl
+from nanovlm.hookspecs import CONTRACT, hookimpl
 from nanovlm.model import VisionLanguageModel
 from nanovlm.plugins import load_plugins
 from nanovlm.training.launch import train
 from nanovlm.training.resume import resume
 
 __all__ = [
+    "CONTRACT",
     "Benchmark",
     "CheckpointError",
     "ComponentConfig",

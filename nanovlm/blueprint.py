@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from nanovlm.hub import HubError
 from nanovlm.merging import ROLES as ROLES
 from nanovlm.plugins import Registries
 from nanovlm.registry import Plugin, Registry
-from nanovlm.whole_model import resolved
+from nanovlm.whole_model import refuse_missing, resolved
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Part:
     @classmethod
     def of_model(cls, registry: Registry, role: str, name: str, options: dict[str, Any]) -> Part:
         """A model's component: any may have ``weights``."""
-        own = registry.find(name, role).cls.Config.model_fields  # type: ignore[attr-defined]
+        try:
+            own = registry.find(name, role).cls.Config.model_fields  # type: ignore[attr-defined]
+        except ConfigError:
+            refuse_missing(registry, role, name, options.get("weights"))
+            raise
         if "weights" in own or not isinstance(start := options.get("weights"), str):
             return cls.of(registry, role, name, options)
         rest = {key: value for key, value in options.items() if key != "weights"}
@@ -89,16 +93,11 @@ class Blueprint:
     @classmethod
     def of(cls, choices: Mapping[str, Named], registries: Registries, resolve: bool = True) -> Blueprint:
         """The parts of ``choices``, by role. All problems are reported at once, before anything is loaded."""
-        by_role = {
-            "vision_encoder": registries.vision_encoders,
-            "projector": registries.projectors,
-            "language_decoder": registries.language_decoders,
-        }
         parts: dict[str, Part] = {}
         with collected() as problems:
-            for role, registry in by_role.items():
+            for role in ROLES:
                 with problems:
-                    part = Part.of_model(registry, role, choices[role].name, choices[role].options)
+                    part = Part.of_model(registries.at(role), role, choices[role].name, choices[role].options)
                     parts[role] = part.resolved() if resolve else part
                     if resolve and isinstance(part.config, TextConfig):
                         with located(role):
@@ -125,6 +124,17 @@ class Blueprint:
     def build_projector(self, encoder: VisionEncoder, decoder: LanguageDecoder) -> Any:
         with located("projector"):
             return self.projector.cls(self.projector.config, grid=encoder.grid, text_dim=decoder.dim)
+
+
+def choices_of(experiment: Experiment) -> dict[str, Named]:
+    """Every component that an experiment names, by where it stands: ``projector``, ``data.train.0``."""
+    lists: dict[str, Sequence[Named]] = {
+        "data.train": experiment.data.train,
+        "benchmarks": experiment.benchmarks,
+        "trackers": experiment.trackers,
+    }
+    found: dict[str, Named] = {role: getattr(experiment, role) for role in ROLES}
+    return found | {f"{path}.{i}": choice for path, choices in lists.items() for i, choice in enumerate(choices)}
 
 
 class collected:  # noqa: N801
@@ -175,22 +185,23 @@ class Recipe:
     def of(cls, experiment: Experiment, registries: Registries, resolve: bool = True) -> Recipe:
         """Raises ConfigError with every problem found. What a run has recorded need not be ``resolve``d again."""
 
-        def parts(registry: Registry, path: str, choices: Iterable[Named]) -> tuple[Part, ...]:
+        choices = choices_of(experiment)
+
+        def parts(path: str) -> tuple[Part, ...]:
             found = []
-            for i, choice in enumerate(choices):
-                with problems:
-                    also = type(choice).model_fields.keys() - {"name"}
-                    part = Part.of(registry, f"{path}.{i}", choice.name, choice.options, also)
-                    found.append(part.resolved() if resolve else part)
+            for where, choice in choices.items():
+                if where.startswith(f"{path}."):
+                    with problems:
+                        also = type(choice).model_fields.keys() - {"name"}
+                        part = Part.of(registries.at(where), where, choice.name, choice.options, also)
+                        found.append(part.resolved() if resolve else part)
             return tuple(found)
 
         with collected() as problems:
             blueprint = None
             with problems:
-                blueprint = Blueprint.of({role: getattr(experiment, role) for role in ROLES}, registries, resolve)
-            datasets = parts(registries.datasets, "data.train", experiment.data.train)
-            benchmarks = parts(registries.datasets, "benchmarks", experiment.benchmarks)
-            trackers = parts(registries.trackers, "trackers", experiment.trackers)
+                blueprint = Blueprint.of(choices, registries, resolve)
+            datasets, benchmarks, trackers = parts("data.train"), parts("benchmarks"), parts("trackers")
         assert blueprint
         return cls(experiment, registries, blueprint, datasets, benchmarks, trackers)
 

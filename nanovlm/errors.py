@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, g
 
 from pydantic import BaseModel, ValidationError
 
+from nanovlm.places import Place, place_at
+
 if TYPE_CHECKING:
     from nanovlm.data.dataset import Sample
 
@@ -83,15 +85,27 @@ def join(problems: Iterable[str]) -> str:
     return "\n".join(problem if problem.startswith("- ") else f"- {problem}" for problem in problems)  # joined before
 
 
-def explain(error: ValidationError, schema: type[BaseModel], where: str, also: Iterable[str] = ()) -> str:
+def explain(
+    error: ValidationError, schema: type[BaseModel], where: str, also: Iterable[str] = (), written: Any = None
+) -> str:
     """Pydantic's findings as our messages: the dotted path, what is wrong, the value, and what the option is for.
 
-    ``also`` are keys that are understood at the top beside the schema's own.
+    also: keys that are understood at the top beside the schema's own
+    written: what was validated; where that knows the file and line (see places.py), the message says it
     """
     places: dict[_Place, list[Any]] = {}  # of a union, pydantic reports each member by itself
     for problem in error.errors():
         places.setdefault(_place(schema, problem["loc"]), []).append(problem)
-    return join(_explain_one(place, problems, where, also) for place, problems in places.items())
+    return join(
+        _located(_explain_one(place, problems, where, also), place_at(written, place.keys))
+        for place, problems in places.items()
+    )
+
+
+def _located(message: str, place: Place | None) -> str:
+    """An override needs no place: its path and value are in the message."""
+    first, newline, rest = message.partition("\n")
+    return f"{first} ({place}){newline}{rest}" if place and place.line else message
 
 
 class _Place(NamedTuple):

@@ -1,8 +1,8 @@
 """Experiments: everything a YAML file may say, and how several of them become one.
 
-``extends: other.yaml`` merges this file into another: mappings merge, lists replace, a new component ``name`` drops the
-old component's options, and setting one budget removes the other. Overrides (``dotted.key=value``, list entries by
-index) are merged last, by the same rules.
+``extends: other.yaml`` merges this file into another, which may also be one that comes with nanovlm, by its name:
+mappings merge, lists replace, a new component ``name`` drops the old component's options, and setting one budget
+removes the other. Overrides (``dotted.key=value``, list entries by index) are merged last, by the same rules.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 from nanovlm.components import Schema, parse
 from nanovlm.errors import ConfigError
-from nanovlm.merging import ABLATE, BUDGETS, extend, names_first, override, spelled_out, split_override
-from nanovlm.yaml_reader import missing, read_yaml
+from nanovlm.merging import ABLATE, BUDGETS, spelled_out
+from nanovlm.places import Written, joined
+from nanovlm.reading import read_experiment as read_experiment
+from nanovlm.unread import check_read
 
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,9 +33,18 @@ class Named(Schema):
     model_config = ConfigDict(extra="allow")
     name: str
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_places(cls, value: Any, validated: ModelWrapValidatorHandler[Self]) -> Self:
+        """Errors in the options are found later, by the component, and shall say where they were written."""
+        choice = validated(value)
+        if isinstance(value, Written) and value is not choice:
+            object.__setattr__(choice, "__pydantic_extra__", Written(choice.model_extra, value.places))
+        return choice
+
     @property
     def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+        return joined(self.model_extra or {}, {})
 
 
 class NamedDataset(Named):
@@ -208,53 +219,11 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
     tree = read_experiment(file, overrides)
     if ABLATE in tree:
         raise ConfigError(f"{file}: it asks for several runs (`{ABLATE}:`); start them by `nanovlm ablate {file}`")
-    return parse_experiment(tree)
+    experiment = parse_experiment(tree)
+    check_read(tree, experiment)
+    return experiment
 
 
 def parse_experiment(tree: dict[str, Any]) -> Experiment:
     """What ``read_experiment`` gave, validated."""
     return parse(Experiment, tree, where="", also=("extends", ABLATE))
-
-
-def read_experiment(file: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A file merged with all that it extends and with ``overrides``; not yet validated."""
-    file = Path(file)
-    tree = _read(file, ())
-    name = tree.pop("name", file.stem)  # the run's name, which is no component's: the merge rules must not see it
-    pairs = [split_override(text) for text in overrides]
-    _check_overrides([keys for keys, _ in pairs])
-    for keys, value in names_first(pairs):
-        if keys == ["name"]:
-            name = value
-        else:
-            tree = override(tree, keys, value)
-    return {"name": name} | tree
-
-
-def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """One file, merged into what it extends."""
-    if file.resolve() in above:
-        circle = " -> ".join(path.name for path in (*above, file.resolve()))
-        raise ConfigError(f"{file}: extends goes in a circle: {circle}")
-    tree = read_yaml(file)
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"{file}: extends={base!r} must be the path of one YAML file, relative to this one")
-    if not (file.parent / base).exists():
-        raise ConfigError(f"{file}: extends={base!r}, relative to this file: {missing(file.parent / base)}")
-    below = _read(file.parent / base, (*above, file.resolve()))
-    below.pop("name", None)  # a run is named after its own file
-    return extend(below, tree)
-
-
-def _check_overrides(paths: Sequence[list[str]]) -> None:
-    """ConfigError for what only a file may say, and for two budgets, of which one would silently go."""
-    if any(keys[0] == "extends" for keys in paths):
-        raise ConfigError("override extends: a file is extended at its own top; write one that extends both")
-    budgets = sorted({keys[1] for keys in paths if keys[0] == "training" and len(keys) == 2 and keys[1] in BUDGETS})
-    if len(budgets) > 1:
-        raise ConfigError(
-            f"overrides: exactly one budget out of {', '.join(BUDGETS)} must be set; {' and '.join(budgets)} are set"
-        )

@@ -7,6 +7,14 @@ import pluggy
 hookspec = pluggy.HookspecMarker("nanovlm")
 hookimpl = pluggy.HookimplMarker("nanovlm")
 
+CONTRACT = 1
+"""The version of what a plugin may rely on: the hooks here, the names that ``nanovlm`` exports, what components.py and
+data/dataset.py ask of a class, and how the core calls it. Everything else may change at any time.
+
+It rises when a plugin that was right may be wrong now, and not for something new that nobody has to know. A plugin says
+what it was written for by ``nanovlm_contract = 1`` in its module; one for another contract is refused by name.
+"""
+
 Register = Callable[[str, type], None]
 
 

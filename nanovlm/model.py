@@ -23,6 +23,7 @@ from nanovlm.hub import Unreachable
 from nanovlm.interop.exported import own_folder
 from nanovlm.model_folder import caution, has_tokenizer, kept_plugins, read_config, read_weights, replaced, write_config
 from nanovlm.plugins import Registries, load_plugins
+from nanovlm.recorded_plugins import of_model
 from nanovlm.seeding import seeded
 from nanovlm.weights import load_weights, tied_once
 from nanovlm.whole_model import load_part, whole_model
@@ -159,8 +160,9 @@ class VisionLanguageModel(nn.Module):
         """Load a model folder or a hub id, ours or nanoVLM's. Needs no pretrained backbone, and for ours no network.
 
         tokenizer: a folder or hub id in the place of the model's own; nanoVLM's checkpoints only name one on the hub.
-        Warns of what is done otherwise than in nanoVLM. Raises CheckpointError where the folder is not a model or its
-        tensors do not fit, ConfigError or PluginError where a component is not installed.
+        Warns of what is done otherwise than in nanoVLM, and of a component that is here from another package. Raises
+        CheckpointError where the folder is not a model or its tensors do not fit, PluginError (ConfigError, where no
+        package was recorded) where a component is not installed.
         """
         from nanovlm.hub import MODEL, fetch
 
@@ -169,10 +171,12 @@ class VisionLanguageModel(nn.Module):
         if tokenizer:
             decoder = choices["language_decoder"]
             choices["language_decoder"] = decoder.model_copy(update={"tokenizer": tokenizer})
-        blueprint = Blueprint.of(choices, registries or load_plugins(), resolve=False)
+        registries = registries or load_plugins()
+        remarks = of_model(folder, str(source)).check(choices, registries)
+        blueprint = Blueprint.of(choices, registries, resolve=False)
         model = cls(blueprint, folder=folder)
         model.borrows_tokenizer = bool(tokenizer) or not has_tokenizer(folder)
         load_weights(model, read_weights(folder), source=str(folder), adapted=True)
-        if words := caution(folder):
+        for words in filter(None, (*remarks, caution(folder))):
             warnings.warn(words, stacklevel=2)
         return model.to(device).eval()

@@ -4,8 +4,9 @@
 2. every installed distribution with an entry point in the group ``nanovlm``,
 3. the files given with ``--plugin`` on the command line.
 
-The defaults take the same door as a stranger's. A plugin that fails stops nobody else: its error is kept, shown by
-``nanovlm list``, and named when an experiment asks for something unknown.
+The defaults take the same door as a stranger's. A plugin that fails, or was written for another contract (see
+hookspecs.py), stops nobody else: its error is kept, shown by ``nanovlm list``, and named when an experiment asks for
+something unknown.
 """
 
 import hashlib
@@ -27,9 +28,11 @@ import pluggy
 
 from nanovlm import hookspecs
 from nanovlm.errors import PluginError, unknown
+from nanovlm.hookspecs import CONTRACT
 from nanovlm.registry import Plugin, Registry
 
-DEFAULTS = "nanovlm_plugins"
+DEFAULTS, OWN = "nanovlm_plugins", "nanovlm"  # the default plugins' package, and the distribution that has it
+CONTRACT_NAME = "nanovlm_contract"  # in a plugin's module
 
 
 @dataclass
@@ -48,11 +51,26 @@ class Registries:
     def __iter__(self) -> Iterator[Registry]:
         return (value for item in fields(self) if isinstance(value := getattr(self, item.name), Registry))
 
-    def add(self, plugin: Plugin, load: Callable[[], ModuleType]) -> None:
+    def at(self, place: str) -> Registry:
+        """What can stand at a place in an experiment: ``projector``, ``data.train.0``, ``benchmarks.0``."""
+        listed = {"data": self.datasets, "benchmarks": self.datasets, "benchmark": self.datasets}
+        first = place.partition(".")[0]
+        return listed.get(first) or next(registry for registry in self if first in (registry.kind, f"{registry.kind}s"))
+
+    def defaults(self) -> "Registries":
+        """What comes with nanovlm itself, and nothing else."""
+        own = Registries(plugins=[plugin for plugin in self.plugins if plugin.distribution == OWN])
+        for registry, kept in zip(self, own, strict=True):
+            kept.entries = [entry for entry in registry.entries if entry.plugin.distribution == OWN]
+        return own
+
+    def add(self, plugin: Plugin, load: Callable[[], object]) -> None:
         """Load one plugin and take in all of its components, or none and the reason."""
         before = [(registry, list(registry.entries)) for registry in self]
         try:
-            for hook, name, cls in _components(load()):
+            module = load()
+            plugin = replace(plugin, contract=_contract(module, plugin))
+            for hook, name, cls in _components(module):
                 getattr(self, hook).register(name, cls, plugin)
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises; kept and shown, never swallowed
             plugin = replace(plugin, error=_reason(error, plugin.path))
@@ -72,9 +90,9 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         name = f"{DEFAULTS}.{module.name}"
         spec = importlib.util.find_spec(name)
-        registries.add(
-            _describe(name, "nanovlm", spec.origin if spec else None), partial(importlib.import_module, name)
-        )
+        path = Path(spec.origin if spec and spec.origin else name)
+        plugin = _describe(name, OWN, str(path)) if _is_default(path) else _describe_file(name, path)
+        registries.add(plugin, partial(importlib.import_module, name))
     found = importlib.metadata.entry_points(group="nanovlm")
     for entry in {(entry.dist, entry.value): entry for entry in found}.values():  # one module may be named twice
         registries.add(_describe_entry_point(entry), entry.load)
@@ -83,13 +101,44 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
             continue  # a default plugin, say: a second copy would claim the same names
         if not Path(file).is_file():
             raise PluginError(f"--plugin {file}: there is no such file")
-        registries.add(_describe(Path(file).stem, Path(file).stem, file), partial(_load_file, Path(file)))
+        registries.add(_describe_file(Path(file).stem, Path(file)), partial(_load_file, Path(file)))
         if error := registries.plugins[-1].error:
             raise PluginError(f"--plugin {file} does not load: {error}")
     return registries
 
 
-def _components(module: ModuleType) -> list[tuple[str, str, type]]:
+def _is_default(file: Path) -> bool:
+    """Whether a module of ``nanovlm_plugins`` came with nanovlm, or was dropped in beside those that did.
+
+    An installer lists the files of a wheel. A checkout has no such list: there every file of the folder is nanovlm's.
+    """
+    folder = Path(importlib.import_module(DEFAULTS).__file__ or "").parent
+    if folder not in file.parents:
+        return False
+    listed = importlib.metadata.distribution(OWN).read_text("RECORD") or ""
+    return f"{DEFAULTS}/" not in listed or f"{DEFAULTS}/{file.relative_to(folder).as_posix()}," in listed
+
+
+def _contract(module: object, plugin: Plugin) -> int | None:
+    """What the plugin says that it was written for; a PluginError for another contract than this nanovlm's.
+
+    module: or the object in it that an entry point names; then the module speaks for it.
+    """
+    spoken = module if hasattr(module, CONTRACT_NAME) else sys.modules.get(plugin.module)
+    contract = getattr(spoken, CONTRACT_NAME, None)
+    if contract is None:
+        return None
+    if not isinstance(contract, int) or isinstance(contract, bool):
+        raise PluginError(f"{CONTRACT_NAME} = {contract!r} is no whole number; write {CONTRACT_NAME} = {CONTRACT}")
+    if contract != CONTRACT:
+        mine = f"this nanovlm ({_version(OWN)}) has {CONTRACT}"
+        newer = "upgrade nanovlm, or " if contract > CONTRACT else ""
+        other = f"install a version of {plugin.distribution}" if plugin.version else "change the file to one"
+        raise PluginError(f"was written for contract {contract}, and {mine}: {newer}{other} for contract {CONTRACT}")
+    return contract
+
+
+def _components(module: object) -> list[tuple[str, str, type]]:
     """What one plugin registers, as (registry, name, class); a misspelt hook is an error."""
     manager = pluggy.PluginManager("nanovlm")
     manager.add_hookspecs(hookspecs)
@@ -117,8 +166,16 @@ def _hooks(manager: pluggy.PluginManager) -> list[str]:
 
 def _describe(module: str, distribution: str, origin: str | None) -> Plugin:
     path = origin or f"{module} (of the distribution {distribution})"
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
-    return Plugin(module, distribution, _version(distribution), path, digest)
+    return Plugin(module, distribution, _version(distribution), path, _digest(Path(path)))
+
+
+def _describe_file(module: str, file: Path) -> Plugin:
+    """A file that belongs to no distribution: it is called after itself, and has no version."""
+    return Plugin(module, module.rpartition(".")[2], "", str(file), _digest(file))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _describe_entry_point(entry: importlib.metadata.EntryPoint) -> Plugin:

@@ -1,5 +1,6 @@
 """One registry for each kind of component: from the name in an experiment file to a class."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,10 +22,17 @@ class Plugin:
     sha256: str
     error: str = field(default="", compare=False)
     """Why it could not be loaded: the last line of its traceback."""
+    contract: int | None = None
+    """The version of the contract that it was written for (hookspecs.CONTRACT), where it says so."""
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, Any]:
         """What a run and a model folder keep of it."""
-        return {key: getattr(self, key) for key in ("module", "distribution", "version", "sha256")}
+        return {key: getattr(self, key) for key in ("module", "distribution", "version", "sha256", "contract")}
+
+    @property
+    def origin(self) -> str:
+        """For people: the distribution and its version; of a file that belongs to none, its path."""
+        return f"{self.distribution} {self.version}" if self.version else self.path
 
 
 class Entry(NamedTuple):
@@ -33,6 +41,12 @@ class Entry(NamedTuple):
     name: str
     cls: type
     plugin: Plugin
+
+    @property
+    def doc(self) -> str:
+        """What it is: the first line of the class's own docstring, or of its module's."""
+        own = self.cls.__dict__.get("__doc__") or getattr(sys.modules.get(self.cls.__module__), "__doc__", None) or ""
+        return next(iter(own.strip().splitlines()), "")
 
 
 class Registry:
@@ -70,13 +84,13 @@ class Registry:
         origin, _, short = name.rpartition(":")
         found = [entry for entry in self.entries if entry.name == short and origin in ("", *_origins(entry.plugin))]
         if len(found) > 1:
-            choices = " or ".join(f"'{_choice(entry, found)}:{short}' ({entry.plugin.path})" for entry in found)
+            choices = " or ".join(f"{self.with_origin(entry)!r} ({entry.plugin.path})" for entry in found)
             raise PluginError(f"{where}: {self.kind} {name!r} is claimed by {len(found)} plugins: write {choices}")
         if not found:
             known = (entry.name for entry in self.entries)
             if origin and (same := [entry for entry in self.entries if entry.name == short]):
-                known = (f"{_choice(entry, same)}:{short}" for entry in same)
-            raise ConfigError(f"{where}: {unknown(self.kind, name, known)}{self._failures()}")
+                known = (self.with_origin(entry) for entry in same)
+            raise ConfigError(f"{where}: {unknown(self.kind, name, known)}{self.failures()}")
         return found[0]
 
     def configure(
@@ -90,7 +104,18 @@ class Registry:
         """Look ``name`` up, validate its ``options``, and construct it in ``context``."""
         return self.find(name).cls(self.configure(name, options), **context)
 
-    def _failures(self) -> str:
+    def is_claimed_twice(self, name: str) -> bool:
+        """Whether it must be spelled with its origin."""
+        return sum(entry.name == name for entry in self.entries) > 1
+
+    def with_origin(self, entry: Entry) -> str:
+        """``origin:name``, with the shortest origin that no other component of this name has."""
+        rivals = [other for other in self.entries if other.name == entry.name and other is not entry]
+        taken = {origin for rival in rivals for origin in _origins(rival.plugin)}
+        origin = next(origin for origin in (*_origins(entry.plugin), "") if origin not in taken)
+        return f"{origin}:{entry.name}"
+
+    def failures(self) -> str:
         """A plugin that did not load may be the one that was meant."""
         return "".join(f"\n  Not loaded: {plugin.path}: {plugin.error}" for plugin in self.failed)
 
@@ -98,9 +123,3 @@ class Registry:
 def _origins(plugin: Plugin) -> tuple[str, ...]:
     """What may stand before the colon, shortest first."""
     return plugin.distribution, plugin.module.rpartition(".")[2], plugin.module, plugin.path
-
-
-def _choice(entry: Entry, rivals: list[Entry]) -> str:
-    """The shortest origin that only this entry has."""
-    others = {origin for rival in rivals if rival is not entry for origin in _origins(rival.plugin)}
-    return next(origin for origin in (*_origins(entry.plugin), "") if origin not in others)

@@ -38,4 +38,4 @@ def parse(schema: type[SchemaT], options: Any, where: str, also: Iterable[str] =
     try:
         return schema.model_validate(options)
     except ValidationError as error:
-        raise ConfigError(explain(error, schema, where, also)) from None
+        raise ConfigError(explain(error, schema, where, also, options)) from None

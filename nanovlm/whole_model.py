@@ -6,6 +6,7 @@ it may have ``weights``, and nothing but a whole model can be named there.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from torch import nn
 
 from nanovlm.adapters import is_adapter
 from nanovlm.components import ComponentConfig, parse
-from nanovlm.errors import CheckpointError, ConfigError
-from nanovlm.hub import CONFIG, WEIGHTS, HubError, fetch
+from nanovlm.errors import CheckpointError, ConfigError, PluginError
+from nanovlm.hub import CONFIG, WEIGHTS, HubError, fetch, local_folder
 from nanovlm.interop.exported import own_folder
 from nanovlm.merging import ROLES
 from nanovlm.model_folder import has_tokenizer, is_model, read_config, read_weights
+from nanovlm.recorded_plugins import of_model
+from nanovlm.registry import Registry
 from nanovlm.weights import load_weights, read_json
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ def resolved(part: Part) -> ComponentConfig:
     """
     config: ComponentConfig = part.config
     if folder := whole_model(part):
+        if words := of_model(folder, part.weights).remark(part.where, part.name, part.plugin):
+            warnings.warn(words, stacklevel=2)
         return config.fill_in(options_in(folder, part), part.weights)
     if part.start:
         raise ConfigError(
@@ -58,7 +63,7 @@ def resolved(part: Part) -> ComponentConfig:
 def options_in(folder: Path, part: Part) -> dict[str, Any]:
     """What a whole model's component was built with, less what is the user's to choose."""
     choice = read_config(folder)[part.where]
-    if choice.name.rpartition(":")[2] != part.name.rpartition(":")[2]:
+    if not _same(choice.name, part.name):
         raise ConfigError(
             f"weights={part.weights!r} is a whole model, and its {part.where} is {choice.name}, not {part.name}: "
             f"name {choice.name} here, or other weights"
@@ -71,6 +76,30 @@ def options_in(folder: Path, part: Part) -> dict[str, Any]:
     if not found.get("lora"):
         found.pop("lora", None)  # what is trained beside the weights now is another matter
     return {key: value for key, value in found.items() if not (key in CHOSEN and key in part.config.model_fields_set)}
+
+
+def refuse_missing(registry: Registry, role: str, name: str, weights: Any) -> None:
+    """PluginError if a component that is not here is that of the whole model which its ``weights`` name.
+
+    Only of a folder, as nothing is asked of the hub about what may be a misspelt name.
+    """
+    folder = local_folder(weights) if isinstance(weights, str) else None
+    if folder is None or not is_model(_config(folder := own_folder(folder))):
+        return
+    record = of_model(folder, weights)
+    known = record.knows(role) and not record.is_here(registry, role)
+    if known and _same(read_config(folder)[role].name, name):
+        raise PluginError(record.missing(registry, role, name))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether it is one component, wherever each says that it comes from."""
+    return name.rpartition(":")[2] == other.rpartition(":")[2]
 
 
 def load_part(part: Part, component: nn.Module) -> None:

@@ -1,4 +1,7 @@
-"""YAML as YAML 1.2 reads it: ``1e-4`` is a number, ``on`` and ``yes`` are words, a key stands once."""
+"""YAML as YAML 1.2 reads it: ``1e-4`` is a number, ``on`` and ``yes`` are words, a key stands once.
+
+What is read remembers where it was written (see places.py).
+"""
 
 import difflib
 import re
@@ -8,12 +11,20 @@ from typing import Any
 import yaml
 
 from nanovlm.errors import ConfigError
+from nanovlm.places import Place, Written, WrittenList
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def __init__(self, text: str, where: str, place: Place | None) -> None:
+        super().__init__(text)
+        self.where, self.place = where, place
+
+    def place_of(self, node: yaml.Node) -> Place:
+        return self.place or Place(self.where, node.start_mark.line + 1)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -75,14 +86,33 @@ def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(node.value, 0) if node.value.startswith(("0o", "0x")) else int(node.value)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:float", _number)
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Written:
+    """Deep: what holds itself by an alias is an error, and not a tree without end."""
+    content = loader.construct_mapping(node, deep=True)
+    return Written(content, {loader.construct_object(key): loader.place_of(key) for key, _ in node.value})
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; a ConfigError names ``where`` and the line."""
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> WrittenList:
+    return WrittenList(loader.construct_sequence(node, deep=True), map(loader.place_of, node.value))
+
+
+for _tag, _construct in (("float", _number), ("int", _whole_number), ("map", _mapping), ("seq", _sequence)):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
+Dumper.add_representer(Written, yaml.SafeDumper.represent_dict)
+Dumper.add_representer(WrittenList, yaml.SafeDumper.represent_list)
+
+
+def parse_yaml(text: str, where: str, place: Place | None = None) -> Any:
+    """The value of a YAML text; a ConfigError names ``where`` and the line.
+
+    Mappings and lists know where their entries were written: by their lines in ``where``, or all of them at ``place``.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text, where, place)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -108,8 +138,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     content = parse_yaml(text, str(file))
     if content is None:
         raise ConfigError(f"{file}: the file is empty; an experiment is a mapping of keys to values")
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: an experiment is a mapping of keys to values, not {type(content).__name__}")
+    if not isinstance(content, Written):
+        kind = "list" if isinstance(content, list) else type(content).__name__
+        raise ConfigError(f"{file}: an experiment is a mapping of keys to values, not {kind}")
     return content
 
 

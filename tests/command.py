@@ -16,11 +16,11 @@ class Done(NamedTuple):
     err: str
 
 
-def nanovlm(*arguments: object) -> Done:
-    """``nanovlm ARGUMENTS`` in a wide terminal; a bug is raised, as it would be with a traceback and status 1."""
+def nanovlm(*arguments: object, columns: int = 240) -> Done:
+    """``nanovlm ARGUMENTS`` in a terminal of so many columns; a bug is raised, for a traceback and status 1."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     words = ["nanovlm", *map(str, arguments)]
-    terminal = patch.dict(os.environ, COLUMNS="240")
+    terminal = patch.dict(os.environ, COLUMNS=str(columns))
     with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", words), terminal:
         try:
             main()

@@ -34,6 +34,8 @@ def {hook}({argument}):
 class Site:
     """A folder on ``sys.path`` with distributions as an installer would leave them, and a second one of defaults."""
 
+    version = "1.2"  # of each distribution that is installed
+
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.folder, self.defaults = folder / "site", folder / "defaults"
         self.folder.mkdir()
@@ -45,9 +47,9 @@ class Site:
         """``sources`` by module; by default every module is an entry point."""
         for module, source in sources.items():
             (self.folder / f"{module}.py").write_text(source)
-        info = self.folder / f"{distribution.replace('-', '_')}-1.2.dist-info"
+        info = self.folder / f"{distribution.replace('-', '_')}-{self.version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {self.version}\n")
         named = entry_points or {module: module for module in sources}
         lines = "".join(f"{name} = {value}\n" for name, value in named.items())
         (info / "entry_points.txt").write_text(f"[nanovlm]\n{lines}")

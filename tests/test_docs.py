@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING promise, they promise as code: here it runs."""
+"""What the pages promise, they promise as code: here it runs. CONTRIBUTING's walk is in test_contributing.py."""
 
 import ast
 import re
@@ -13,8 +13,10 @@ from nanovlm import load_experiment, load_plugins, train
 from nanovlm.lab import load_ablation, plan_ablation
 
 ROOT = Path(__file__).parents[1]
-README, CONTRIBUTING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
-PAGES = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING}
+NAMES = ("README.md", "CONTRIBUTING.md", "experiments/README.md", "plugins/README.md", "CHANGELOG.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+README = PAGES["README.md"]
+WITH_EXPERIMENTS = ("README.md", "experiments/README.md")
 REGISTRIES = load_plugins()
 MOST_LINES = 1250  # to understand one training step
 
@@ -23,24 +25,23 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def projector(page: str) -> str:
-    """The projector that a page walks through."""
-    (found,) = [block for block in blocks(page, "python") if "register_projectors" in block]
+def projector() -> str:
+    """The projector that the README shows."""
+    (found,) = [block for block in blocks(README, "python") if "register_projectors" in block]
     return found
 
 
 @pytest.fixture
 def dropped_in(tmp_path, monkeypatch):
     """The README's projector as a file in the plugins' folder."""
-    (tmp_path / "two_layer.py").write_text(projector(README), encoding="utf-8")
+    (tmp_path / "two_layer.py").write_text(projector(), encoding="utf-8")
     monkeypatch.setattr(nanovlm_plugins, "__path__", [*nanovlm_plugins.__path__, str(tmp_path)])
     yield
     sys.modules.pop("nanovlm_plugins.two_layer", None)
 
 
-def test_both_pages_walk_through_the_same_projector_of_25_lines_at_most():
-    assert projector(README) == projector(CONTRIBUTING)
-    assert len(projector(README).splitlines()) <= 25
+def test_the_projector_shown_has_25_lines_at_most():
+    assert len(projector().splitlines()) <= 25
 
 
 def test_the_projector_is_found_in_its_folder_and_trains_by_name(dropped_in, tmp_path):
@@ -49,17 +50,7 @@ def test_the_projector_is_found_in_its_folder_and_trains_by_name(dropped_in, tmp
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-def test_its_own_test_passes(dropped_in):
-    (test,) = [block for block in blocks(CONTRIBUTING, "python") if "def test_" in block]
-    names: dict = {}
-    exec(compile(test, "CONTRIBUTING.md", "exec"), names)
-    tests = [value for name, value in names.items() if name.startswith("test_")]
-    assert tests
-    for each in tests:
-        each()
-
-
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", WITH_EXPERIMENTS)
 def test_every_experiment_shown_is_one(page, dropped_in, tmp_path):
     shown = blocks(PAGES[page], "yaml")
     assert shown
@@ -101,11 +92,33 @@ def test_the_reading_order_is_true_and_short():
     assert sum(int(lines) for _, lines in rows) <= MOST_LINES
 
 
+MADE_BY_THE_READER = {
+    "plugins/two_layer.py", "experiments/tom.yaml",
+    *(f"{folder}/{name}" for folder, name in (
+        ("plugins", "gated_mlp.py"), ("experiments", "gated_mlp.yaml"), ("experiments/ablations", "gated_mlp.yaml"),
+        ("tests/plugins", "test_gated_mlp.py"),
+    )),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_path_that_a_page_names_is_there(page):
-    made_by_the_reader = {
-        "plugins/two_layer.py", "experiments/two_layer.yaml", "tests/plugins/test_two_layer.py", "experiments/tom.yaml",
-    }  # fmt: skip
     named = set(re.findall(r"`((?:nanovlm|plugins|experiments|tests|\.ci)/[\w./]*)`", PAGES[page]))
-    assert named
-    assert [path for path in sorted(named - made_by_the_reader) if not (ROOT / path).exists()] == []
+    assert [path for path in sorted(named - MADE_BY_THE_READER) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_to_a_file_leads_somewhere(page):
+    """And to a heading, where it names one."""
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", PAGES[page])
+    for file, heading in targets:
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), file
+        if heading:
+            assert heading in anchors(path.read_text(encoding="utf-8")), f"{file}#{heading}"
+
+
+def anchors(page: str) -> set[str]:
+    """What links to a page's headings are called."""
+    titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -4,6 +4,7 @@ import pytest
 from test_experiment import BASE
 
 from nanovlm import ConfigError, load_experiment
+from nanovlm.blueprint import Recipe
 
 
 @pytest.fixture
@@ -36,8 +37,9 @@ def error(error_of):
 )
 def test_a_file_has_exactly_one_budget(error_of, training, what):
     text = BASE[: BASE.index("training:")] + f"training: {training}"
-    message = error_of(text)
+    message, _, place = error_of(text).rpartition(" (")
     assert message == f"training: exactly one budget out of steps, samples, epochs, flops must be set; {what}"
+    assert place.endswith("base.yaml, line 9)")
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,57 @@ def test_everything_that_is_missing_is_named_at_once(error_of):
     wrong = ("vision_encoder is missing", "projector is missing", "data is missing", "training is missing", "seed='x'")
     assert [part in message for part in wrong] == [True] * len(wrong)
     assert all(line.startswith(("- ", "  ")) for line in message.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "line"),
+    [
+        ("training:\n  steps: 3\n  step: 3", "training: unknown option 'step'. Did you mean 'steps'?", 4),
+        ("\ntrianing: {}", "experiment: unknown option 'trianing'. Did you mean 'training'?", 3),
+        ("seed:\n  one", "seed='one': input should be a valid integer", 2),
+        ("data: {validation: {share: 2}}", "data.validation.share=2: input should be less than or equal to 1", 2),
+        (
+            "data:\n  train:\n  - a\n  - {name: b,\n     weight: 0}",
+            "data.train.1.weight=0: input should be greater than 0",
+            6,
+        ),
+        ("trackers:\n- {width: 3}", "trackers.0.name is missing", 3),
+        ("data: {1: 2}", "data: the key 1 is no word: put it in quotes", 2),
+        (
+            "training: {learning_rate: -1}",
+            "training.learning_rate.projector=-1: input should be greater than or equal to 0",
+            2,
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_has_its_line(tmp_path, more, message, line):
+    """Also in a long chain of files: it is the one that wrote it."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "wrong.yaml").write_text(f"extends: base.yaml\n{more}")
+    (tmp_path / "last.yaml").write_text("extends: wrong.yaml\nbenchmarks: []")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(tmp_path / "last.yaml", ["training.warmup=0"])
+    first = str(caught.value).splitlines()[0].removeprefix("- ")
+    assert first == f"{message} ({tmp_path / 'wrong.yaml'}, line {line})"
+
+
+@pytest.mark.parametrize(
+    ("projector", "message"),
+    [
+        ("name: pixel_shuffle\n  facter: 3", "projector: unknown option 'facter'. Did you mean 'factor'?"),
+        ("name: pixel_shuffle\n  factor: x", "projector.factor='x': input should be a valid integer"),
+    ],
+)
+def test_a_components_option_has_its_line_too(tmp_path, registries, projector, message):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"extends: quickstart\nprojector:\n  {projector}")
+    with pytest.raises(ConfigError) as caught:
+        Recipe.of(load_experiment(file), registries)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).splitlines()[0].endswith(f" ({file}, line 4)")
+
+
+def test_an_override_needs_no_place(tmp_path, registries):
+    with pytest.raises(ConfigError) as caught:
+        Recipe.of(load_experiment("quickstart", ["projector.facter=3"]), registries)
+    assert str(caught.value).splitlines()[0] == "projector: unknown option 'facter'. Did you mean 'factor'?"

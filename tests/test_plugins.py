@@ -1,5 +1,7 @@
 import hashlib
+import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import nanovlm_plugins
@@ -8,7 +10,7 @@ from plugin_files import Site, plugin
 from tiny import tiny_experiment
 
 import nanovlm
-from nanovlm import ConfigError, PatchGrid, PluginError, hookspecs, load_plugins
+from nanovlm import ConfigError, PatchGrid, PluginError, hookspecs, load_plugins, plugins
 from nanovlm.blueprint import Recipe
 from nanovlm.plugins import Registries
 from nanovlm.registry import Registry
@@ -85,7 +87,8 @@ def test_a_plugin_is_recorded_with_its_version_its_file_and_its_hash(registries)
 def test_a_file_dropped_into_the_folder_is_found_at_once(site):
     site.drop("dropped", plugin("sum"))
     entry = load_plugins().projectors.find("sum")
-    assert (entry.plugin.module, entry.plugin.distribution) == ("nanovlm_plugins.dropped", "nanovlm")
+    assert (entry.plugin.module, entry.plugin.distribution) == ("nanovlm_plugins.dropped", "dropped")
+    assert entry.plugin.origin == str(site.defaults / "dropped.py")
 
 
 def test_an_installed_distribution_is_found(site):
@@ -247,6 +250,79 @@ def test_two_files_of_one_name_are_two_plugins(tmp_path):
     registries = load_plugins([str(file) for file in files])
     left, right = (registries.projectors.find(name).cls for name in ("left", "right"))
     assert left.__module__ != right.__module__
+
+
+@pytest.mark.parametrize(
+    ("contract", "reason"),
+    [
+        ("2", "was written for contract 2, and this nanovlm (0.1.0) has 1: upgrade nanovlm, or {} for contract 1"),
+        ("0", "was written for contract 0, and this nanovlm (0.1.0) has 1: {} for contract 1"),
+        ("'1'", "nanovlm_contract = '1' is no whole number; write nanovlm_contract = 1"),
+        ("1.0", "nanovlm_contract = 1.0 is no whole number; write nanovlm_contract = 1"),
+        ("True", "nanovlm_contract = True is no whole number; write nanovlm_contract = 1"),
+    ],
+)
+def test_a_plugin_for_another_contract_is_refused_by_name(site, load_file, contract, reason):
+    source = f"nanovlm_contract = {contract}{plugin('sum')}"
+    site.install("their-plugins", {"their_module": source})
+    loaded = load_plugins()
+    assert of(loaded, "their_module").error == reason.format("install a version of their-plugins")
+    assert "sum" not in names(loaded.projectors)
+    assert error_of(load_file, source).endswith(f"mine.py does not load: {reason.format('change the file to one')}")
+
+
+@pytest.mark.parametrize("says", ["nanovlm_contract = 1", "nanovlm_contract = None", ""])
+def test_a_plugin_says_its_contract_or_nothing(site, says):
+    site.install("their-plugins", {"their_module": says + plugin("sum")})
+    contract = 1 if "1" in says else None
+    found = load_plugins().projectors.find("sum").plugin
+    assert found.contract == found.provenance()["contract"] == contract
+
+
+def test_the_module_speaks_for_an_object_in_it(site):
+    hooks = "import types\nhooks = types.SimpleNamespace(register_projectors=register_projectors)\n"
+    source = f"nanovlm_contract = 2{plugin('sum')}\n{hooks}"
+    site.install("their-plugins", {"their_module": source}, {"one": "their_module:hooks"})
+    assert of(load_plugins(), "their_module").error.startswith("was written for contract 2")
+
+
+def test_the_contract_is_public():
+    assert nanovlm.CONTRACT == hookspecs.CONTRACT == 1
+
+
+def test_an_origin_is_a_distribution_with_its_version_or_a_file(site, load_file, tmp_path):
+    site.install("their-plugins", {"their_module": plugin("sum")})
+    site.drop("dropped", plugin("drop"))
+    projectors = load_file(plugin("file")).projectors
+    origins = {name: projectors.find(name).plugin.origin for name in ("pixel_shuffle", "sum", "drop", "file")}
+    assert origins == {
+        "pixel_shuffle": "nanovlm 0.1.0",
+        "sum": "their-plugins 1.2",
+        "drop": str(site.defaults / "dropped.py"),
+        "file": str(tmp_path / "mine.py"),
+    }
+
+
+def test_a_file_called_like_an_installed_distribution_does_not_pass_for_it(load_file, tmp_path):
+    found = load_file(plugin("sum"), "pluggy.py").projectors.find("sum").plugin
+    assert (found.version, found.origin) == ("", str(tmp_path / "pluggy.py"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "origin"), [(["mlp", "sum"], "nanovlm 0.1.0"), (["mlp"], "sum.py"), ([], "nanovlm 0.1.0")]
+)
+def test_a_wheel_knows_its_own_files_and_a_checkout_takes_all_for_its_own(monkeypatch, tmp_path, listed, origin):
+    """What an installer wrote down of a wheel; of an editable install it knows no file of the folder."""
+    (tmp_path / "sum.py").write_text(plugin("sum"))
+    record = "".join(f"nanovlm_plugins/{name}.py,sha256=x,1\n" for name in listed) + "nanovlm/cli.py,,\n"
+    monkeypatch.setattr(nanovlm_plugins, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(nanovlm_plugins, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.metadata.PathDistribution, "read_text", lambda self, name: record)
+    monkeypatch.setattr(plugins, "_version", lambda distribution: "0.1.0")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    found = load_plugins().projectors.find("sum").plugin
+    sys.modules.pop("nanovlm_plugins.sum")
+    assert found.origin == (origin if "nanovlm" in origin else str(tmp_path / origin))
 
 
 @pytest.fixture

@@ -101,6 +101,7 @@ def test_one_key_may_stand_in_two_mappings():
         ("a: 1\nb: !!int x", "line 2, column 4", "this int cannot be read"),
         ("a: !!bool maybe", "line 1, column 4", "this bool cannot be read"),
         (f"a: {'1' * 5000}", "line 1, column 4", "this int cannot be read"),
+        ("a: &all\n  b: [*all]", "line 1, column 4", "found unconstructable recursive node"),  # a tree without end
         ("a: !!python/object:os.system ls", "line 1, column 4", "could not determine a constructor for the tag"),
     ],
 )

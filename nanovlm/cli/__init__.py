@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nanovlm.cli import ablate, bench, compare, evaluate, export, generate, listing, plan, train
+from nanovlm.cli import ablate, bench, check, compare, evaluate, export, generate, listing, new, plan, schema, train
 from nanovlm.errors import NanoVLMError
 from nanovlm.training.interrupts import Stopped
 from nanovlm.training.torchrun import is_first
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (train, evaluate, generate, export, plan, ablate, compare, bench):
+for module in (train, evaluate, generate, export, plan, ablate, compare, bench, check, new, schema):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 app.command(name="list")(listing.command)
 

@@ -14,7 +14,7 @@ from nanovlm.components import parse
 from nanovlm.errors import ConfigError, DataError, join
 from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
 from nanovlm.experiment import Experiment, NamedBenchmark
-from nanovlm.interop.opening import find_model, load_model, recorded_experiment
+from nanovlm.interop.opening import check_benchmark, find_model, load_model, recorded_experiment
 from nanovlm.merging import override, split_override
 from nanovlm.plugins import load_plugins
 from nanovlm.training.precision import Precision, choose_device
@@ -62,6 +62,7 @@ def command(
     source, chosen_device = find_model(model), choose_device(device.value)
     run = recorded_experiment(source)
     name, choice = choose_benchmark(run, benchmark, options or [])
+    check_benchmark(source, choice, registries)
     part = Part.of(registries.datasets, "benchmark", choice.name, choice.options).resolved()
     questions = Questions(name, open_benchmark(part), choice.limit if limit is None else limit)
     loaded = load_model(source, registries, str(chosen_device), tokenizer)

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A YAML file, for example experiments/quickstart.yaml.")
+EXPERIMENT = typer.Argument(
+    metavar="EXPERIMENT", help="A YAML file, or an experiment that comes with nanovlm by its name, as in quickstart."
+)
 ExperimentFile = Annotated[Path, EXPERIMENT]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example projector.factor=4.")

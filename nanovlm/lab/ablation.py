@@ -29,7 +29,8 @@ from nanovlm.lab.budgets import Match, check_budget, matched, overlap
 from nanovlm.lab.grid import Axis, Cell, Grid, check_key
 from nanovlm.lab.naming import LONGEST, names
 from nanovlm.lab.problems import said_once
-from nanovlm.merging import ABLATE, names_first, override, split_override
+from nanovlm.merging import ABLATE, Change, names_first, override, split_override
+from nanovlm.places import joined
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+-]*")  # fit for a folder, and no option of a command
 OWN_FILES = ("ablation.yaml", "figures", "report.html", "report.md", "submitit", "summary.json")  # of a sweep's folder
@@ -105,7 +106,7 @@ class Variant:
 
     def experiment(self, seed: int) -> Experiment:
         """One of its runs, called ``<ablation>-<variant>``; a ConfigError for what no experiment may say."""
-        return parse_experiment(self.tree | {"seed": seed})
+        return parse_experiment(joined(self.tree, {"seed": seed}))
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def load_ablation(file: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     _check_overrides(file, overrides, tree, changes)
     trees = matched(question.match, _apply(tree, changes), baseline, [key for each in changes.values() for key in each])
     ordered = [baseline, *(variant for variant in trees if variant != baseline)]
-    variants = tuple(Variant(each, changes[each], {"name": f"{name}-{each}"} | trees[each]) for each in ordered)
+    variants = tuple(Variant(each, changes[each], joined({"name": f"{name}-{each}"}, trees[each])) for each in ordered)
     return Ablation(name, variants, baseline, tuple(question.seeds), question.match)
 
 
@@ -238,9 +239,9 @@ def _apply(tree: dict[str, Any], variants: Mapping[str, dict[str, Any]]) -> dict
     trees: dict[str, dict[str, Any]] = {}
     problems: dict[str, list[str]] = {}
     for name, changes in variants.items():
-        pairs = sorted(((key.split("."), value) for key, value in changes.items()), key=lambda pair: len(pair[0]))
+        ordered = sorted((Change(key.split("."), value) for key, value in changes.items()), key=lambda it: len(it.keys))
         trees[name] = tree
-        for keys, value in names_first(pairs):
+        for keys, value, _ in names_first(ordered):
             try:
                 trees[name] = override(trees[name], keys, value)
             except ConfigError as error:

@@ -9,7 +9,7 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-from nanovlm.blueprint import Recipe
+from nanovlm.blueprint import Recipe, choices_of
 from nanovlm.errors import NanoVLMError
 from nanovlm.experiment import Experiment, parse_experiment
 from nanovlm.flops import Cost, Work
@@ -17,6 +17,7 @@ from nanovlm.lab.comparison import Costs
 from nanovlm.lab.results import Result
 from nanovlm.planning import check_lengths
 from nanovlm.plugins import Registries, load_plugins
+from nanovlm.recorded_plugins import of_run
 from nanovlm.training.run import Run
 
 SAME_FLOPS, SAME_TIME = 0.01, 0.1  # differences up to this share are none: FLOPs are counted, times fluctuate
@@ -39,7 +40,7 @@ def costs_of(groups: Mapping[str, Sequence[Result]]) -> tuple[dict[str, Costs], 
         size = None
         try:
             experiment = parse_experiment(runs[0].experiment)
-            size = _size(experiment, registries(tuple(Run(runs[0].folder, "").plugin_files)))
+            size = _size(experiment, runs[0], registries(tuple(Run(runs[0].folder, "").plugin_files)))
             notes += [f"{variant}: {note}" for note in _thawing(experiment)]
         except NanoVLMError as error:
             notes.append(f"{variant}: its parameters, image tokens and FLOPs are not known: {error}")
@@ -47,7 +48,8 @@ def costs_of(groups: Mapping[str, Sequence[Result]]) -> tuple[dict[str, Costs], 
     return costs, notes
 
 
-def _size(experiment: Experiment, registries: Registries) -> Size:
+def _size(experiment: Experiment, run: Result, registries: Registries) -> Size:
+    of_run(run.folder, run.provenance).check(choices_of(experiment), registries)
     model = check_lengths(Recipe.of(experiment, registries, resolve=False))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Size(parameters, model.num_image_tokens, Cost.of(model, experiment.training.trained_roles))

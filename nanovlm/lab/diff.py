@@ -85,7 +85,8 @@ def plugins(result: Result) -> dict[str, dict[str, Any]]:
 def edition(plugin: dict[str, Any]) -> str:
     """Which state of a plugin it is: ``nanovlm 0.1.0, sha256 1a2b3c4d5e6f``."""
     origin = " ".join(str(plugin[key]) for key in ("distribution", "version") if plugin.get(key))
-    return f"{origin}, sha256 {shown(plugin.get('sha256'))}"
+    contract = f"contract {plugin['contract']}" if plugin.get("contract") else ""
+    return ", ".join(filter(None, (origin, contract, f"sha256 {shown(plugin.get('sha256'))}")))
 
 
 def shown(value: Any) -> str:

@@ -8,18 +8,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from nanovlm.blueprint import Recipe
+from nanovlm.blueprint import Recipe, choices_of
 from nanovlm.errors import ConfigError
 from nanovlm.experiment import Experiment, load_experiment
 from nanovlm.files import write_whole
 from nanovlm.plugins import load_plugins
+from nanovlm.recorded_plugins import of_run
 from nanovlm.training.checkpoint import Checkpoints
 from nanovlm.training.distributed import Group
 from nanovlm.training.launch import carry_out, check, fingerprint_data, lay_out_steps, open_everything, open_trackers
 from nanovlm.training.run import Run
 from nanovlm.training.state import MODEL, own
 from nanovlm.training.trainer import Parts
-from nanovlm.weights import load_weights
+from nanovlm.weights import load_weights, read_json
 from nanovlm.yaml_reader import dump_yaml
 
 # What may differ from the run's own experiment: its length, what is logged, and what only the hardware asks for.
@@ -41,11 +42,15 @@ def resume(
     """Go on with a run from its newest whole checkpoint; what ``nanovlm.train`` gives.
 
     overrides: of the run's own experiment; another ``experiment`` may be given in its place. Raises ConfigError where
-    that would make another run of it, where its data changed, and where another process trains in its folder.
+    that would make another run of it, where its data changed, and where another process trains in its folder;
+    PluginError where a component is not installed any more.
     """
     run = Run.open(run_dir)
     registries = load_plugins(plugin_files or run.plugin_files)
-    recorded = Recipe.of(load_experiment(run.experiment), registries, resolve=False)
+    began_with = load_experiment(run.experiment)
+    made = read_json(run.provenance) if run.has_begun else {}
+    remarks = of_run(run.folder, made).check(choices_of(began_with), registries)
+    recorded = Recipe.of(began_with, registries, resolve=False)
     chosen = experiment or load_experiment(run.experiment, overrides)
     recipe = Recipe.of(chosen, registries, resolve=experiment is not None)
     check_same(recorded.dump(), recipe.dump(), run)
@@ -70,7 +75,7 @@ def resume(
             run.rewind(done)
             run.record_resumption(recipe, model.device, done)
             write_whole(run.experiment, dump_yaml(recipe.dump()))
-        notes = [*checkpoints.broken, f"going on after step {done}"]
+        notes = [*checkpoints.broken, *remarks, f"going on after step {done}"]
         trackers, files = open_trackers(recipe, run, group), registries.files
         parts = Parts(
             chosen, model, steps, held_out, benchmarks, trackers, run, cost, files, found, checkpoints, notes, group

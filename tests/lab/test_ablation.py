@@ -1,6 +1,7 @@
 """From the `ablate` section to variants, and what a section may not say. The base is the quickstart."""
 
 import itertools
+import re
 
 import pytest
 from compared import comparison
@@ -42,12 +43,22 @@ def ablation(write):
 
 @pytest.fixture
 def error(write):
+    """The message, less the file and line, which have a test of their own."""
+
     def error(section: str, *overrides: str, more: str = "") -> str:
         with pytest.raises(ConfigError) as caught:
             load_ablation(write(section, more), overrides)
-        return str(caught.value)
+        return re.sub(r" \(\S+question\.yaml, line \d+\)", "", str(caught.value))
 
     return error
+
+
+def test_what_is_wrong_with_a_section_has_its_line(write):
+    file = write("{axes: {projector.factor: [1, 2]},\n  baseline: {projector.factor: 2}, seeds: [one]}", "")
+    with pytest.raises(ConfigError) as caught:
+        load_ablation(file)
+    line = 1 + file.read_text().splitlines().index("  baseline: {projector.factor: 2}, seeds: [one]}")
+    assert str(caught.value).splitlines()[0].endswith(f"input should be a valid integer ({file}, line {line})")
 
 
 def by_name(ablation) -> dict:

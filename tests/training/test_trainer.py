@@ -217,7 +217,7 @@ def test_what_each_dataset_gave_and_its_own_validation_loss_are_told(run):
 
 
 def test_without_held_out_samples_there_is_no_validation(run):
-    finished = run("data.validation.share=0", "data.validation.every=1")
+    finished = run("data.validation.share=1e-9", "data.validation.every=1")
     assert not (finished.folder / "model-best").exists()
     assert "validation_loss" not in finished.summary
 
