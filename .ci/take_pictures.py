@@ -1,6 +1,7 @@
 """The README's two pictures, out of the runs of `nanovlm train quickstart` and `nanovlm ablate pixel_shuffle`.
 
-Usage, after `pip install -e ".[browser]"`: python .ci/take_pictures.py runs/quickstart/latest runs/ablations/pixel_shuffle
+After `pip install -e ".[browser]"`:
+    python .ci/take_pictures.py runs/quickstart/latest runs/ablations/pixel_shuffle
 """
 
 import shutil
