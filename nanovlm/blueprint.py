@@ -14,6 +14,7 @@ from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
 from nanovlm.merging import ROLES as ROLES
+from nanovlm.places import without
 from nanovlm.plugins import Registries
 from nanovlm.registry import Plugin, Registry
 from nanovlm.whole_model import refuse_missing, resolved
@@ -47,7 +48,7 @@ class Part:
             raise
         if "weights" in own or not isinstance(start := options.get("weights"), str):
             return cls.of(registry, role, name, options)
-        rest = {key: value for key, value in options.items() if key != "weights"}
+        rest = without(options, ["weights"], by=None)
         return replace(cls.of(registry, role, name, rest), start="" if start == "random" else start)
 
     @property

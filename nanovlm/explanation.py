@@ -75,36 +75,39 @@ def explain_experiment(file: str | Path, overrides: Sequence[str], registries: R
     decided = _decided(Recipe.of(experiment, registries, resolve=False), recipe)
     idle = {each.key: f"not read: {each.reason}" for each in unread(experiment)}
     settings = []
-    for key, value in _leaves(to_jsonable_python(recipe.dump())):
-        place = _origin(tree, key.split(".")) or decided.get(key, DEFAULT)
+    for keys, value in _leaves(to_jsonable_python(recipe.dump())):
+        key = ".".join(keys)
+        by_checkpoint = (decided[above] for end in range(len(keys)) if (above := keys[: end + 1]) in decided)
+        place = _origin(tree, keys) or next(by_checkpoint, DEFAULT)
         remark = idle.get(key, "") if value and place != DEFAULT else ""
         settings.append(Setting(key, value, place, remark))
     return Explanation(experiment.name, tuple(settings), tuple(all_dropped(tree)))
 
 
-def _decided(given: Recipe, resolved: Recipe) -> dict[str, Place]:
-    """What the checkpoints decide, by dotted key: options that were set when the ``config.json`` was read."""
-    found: dict[str, Place] = {}
+def _decided(given: Recipe, resolved: Recipe) -> dict[tuple[str, ...], Place]:
+    """What the checkpoints decide, by its keys: options that were set when the ``config.json`` was read."""
+    found: dict[tuple[str, ...], Place] = {}
     for before, after in zip(given.parts, resolved.parts, strict=True):
         keys = after.config.model_fields_set - before.config.model_fields_set
-        found |= dict.fromkeys((f"{after.where}.{key}" for key in keys), Place(f"{CHECKPOINT}{after.weights}"))
+        where, place = after.where.split("."), Place(f"{CHECKPOINT}{after.weights}")
+        found |= dict.fromkeys(((*where, key) for key in keys), place)
     return found
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key: mappings and lists of mappings are gone into, a list of plain values is one."""
+def _leaves(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Values by their keys: mappings and lists of mappings are gone into, a list of plain values is one."""
     entries: Any = ()
     if isinstance(value, dict):
         entries = value.items()
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         entries = enumerate(value)
     if not entries:
-        yield key, value
-    for below, entry in entries:
-        yield from _leaves(entry, f"{key}.{below}" if key else str(below))
+        yield keys, value
+    for key, entry in entries:
+        yield from _leaves(entry, (*keys, str(key)))  # which may itself have dots: a subset's name, say
 
 
-def _origin(tree: dict[str, Any], keys: list[str]) -> Place | None:
+def _origin(tree: dict[str, Any], keys: tuple[str, ...]) -> Place | None:
     """Where a value was written: itself, or what stands for it (a component's name, one number for all components)."""
     found = list(along(tree, keys))
     rest = keys[len(found) :]
@@ -112,4 +115,4 @@ def _origin(tree: dict[str, Any], keys: list[str]) -> Place | None:
         return None
     value, place = found[-1]
     stands_for_all = f"{'.'.join(keys[:-1])}." in BY_ROLE and len(rest) == 1 and not isinstance(value, dict)
-    return place if not rest or stands_for_all or (rest == ["name"] and isinstance(value, str)) else None
+    return place if not rest or stands_for_all or (rest == ("name",) and isinstance(value, str)) else None

@@ -49,7 +49,7 @@ def find_experiment(name: str | Path, folder: Path = Path()) -> Path:
         return found
     if file.exists():  # a folder: reading it says what is wrong
         return file
-    raise ConfigError(_not_found(name, file))
+    raise ConfigError(_not_found(name, file, folder))
 
 
 def _straight(file: Path) -> Path:
@@ -58,12 +58,14 @@ def _straight(file: Path) -> Path:
     return straight if straight.exists() and file.exists() and straight.samefile(file) else file
 
 
-def _not_found(name: str | Path, file: Path) -> str:
+def _not_found(name: str | Path, file: Path, folder: Path) -> str:
+    """With what was probably meant, spelled as it is to be written: relative to ``folder``, as the name is."""
     shipped = shipped_experiments()
     if file.suffix in (".yaml", ".yml"):
         hint = f"; the one that comes with nanovlm is called by its name, {file.stem}" if file.stem in shipped else ""
         return missing(file) + hint
-    meant = {other.stem: str(other) for other in file.parent.glob("*.yaml")} | {known: known for known in shipped}
+    beside = {other.stem: str(Path(name).parent / other.name) for other in file.parent.glob("*.yaml")}
+    meant = beside | {known: known for known in shipped}
     close = difflib.get_close_matches(file.name, meant, n=1)
     hint = f" Did you mean {meant[close[0]]!r}?" if close else ""
     folders = ", ".join(map(str, [file.resolve().parent, *shipped_folders()]))

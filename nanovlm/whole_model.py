@@ -50,9 +50,10 @@ def resolved(part: Part) -> ComponentConfig:
     """
     config: ComponentConfig = part.config
     if folder := whole_model(part):
+        config = config.fill_in(options_in(folder, part), part.weights)
         if words := of_model(folder, part.weights).remark(part.where, part.name, part.plugin):
             warnings.warn(words, stacklevel=2)
-        return config.fill_in(options_in(folder, part), part.weights)
+        return config
     if part.start:
         raise ConfigError(
             f"weights={part.start!r} is no whole model (a folder or a hub id), and {part.name} has no other weights"

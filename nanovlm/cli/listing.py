@@ -56,9 +56,10 @@ def command(
 
 def show(registries: Registries, name: str | None, as_json: bool) -> None:
     """The components, or only those called ``name``, of whatever kinds."""
-    found = [(registry, entry) for registry in registries for entry in registry if name in (None, entry.name)]
+    everything = [(registry, entry) for registry in registries for entry in registry]
+    found = [pair for pair in everything if not name or name in (pair[1].name, pair[0].with_origin(pair[1]))]
     if name and not found:
-        raise ConfigError(unknown("component", name, {entry.name for registry in registries for entry in registry}))
+        raise ConfigError(unknown("component", name, {entry.name for _, entry in everything}))
     if as_json:
         failed = [{**described(plugin), "error": plugin.error} for plugin in registries.plugins if plugin.error]
         print(json.dumps({"components": [describe(*pair) for pair in found], "failed": failed}, indent=2))
