@@ -165,7 +165,7 @@ def _wording(problem: Any) -> str:
     kind, value = problem["type"], problem["input"]
     if kind in ("model_type", "dict_type"):
         return "input should be a mapping of keys to values"
-    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+    if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e16:
         return f"input should be a whole number, written {int(value)}"
     message: str = problem["msg"].removeprefix("Value error, ").replace(" after validation", "")
     return f"{message[0].lower()}{message[1:]}" if kind != "value_error" else message

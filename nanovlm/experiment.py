@@ -32,6 +32,7 @@ class Named(Schema):
 
     model_config = ConfigDict(extra="allow")
     name: str
+    """As `nanovlm list` shows it; `origin:name` where several plugins claim it."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -83,6 +84,7 @@ class Data(Schema):
     train: Annotated[list[DatasetChoice], Field(min_length=1)]
     """The datasets to train on."""
     validation: Validation = Validation()
+    """What is held out of the training data, to choose the best model by, and how often it is looked at."""
     turns: Literal["first", "fit", "all"] = "fit"
     """Of a conversation: its first turn, the leading turns that fit into max_text_tokens, or all of them or nothing."""
     max_text_tokens: Positive = 1024
@@ -107,20 +109,29 @@ def _for_each_component(value: Any) -> Any:
 
 class LearningRates(Schema):
     projector: Magnitude = 2e-3
+    """The projector's peak; 0 freezes it."""
     vision_encoder: Magnitude = 1e-4
+    """The encoder's peak; 0 freezes it."""
     language_decoder: Magnitude = 1e-4
+    """The decoder's peak, with LoRA its adapters'; 0 freezes it."""
 
 
 class WeightDecays(Schema):
     projector: Magnitude = 0.01
+    """The projector's."""
     vision_encoder: Magnitude = 0.01
+    """The encoder's."""
     language_decoder: Magnitude = 0.01
+    """The decoder's."""
 
 
 class FrozenUntil(Schema):
     projector: Natural = 0
+    """Train the projector after so many steps."""
     vision_encoder: Natural = 0
+    """Train the encoder after so many steps."""
     language_decoder: Natural = 0
+    """Train the decoder after so many steps."""
 
 
 class Training(Schema):
@@ -133,6 +144,7 @@ class Training(Schema):
     flops: Magnitude = 0.0
     """Budget in floating point operations, forward and backward, judged by the run's first samples."""
     samples_per_step: Positive = 256
+    """The batch: how many samples one update is made of, over all rows and all processes."""
     tokens_per_row: Positive = 8192
     """The most tokens that are laid end to end in one row; a step's samples fill as many rows as they need."""
     images_per_row: Positive = 256
@@ -201,14 +213,23 @@ class Experiment(Schema):
     seed: int = 0
     """Decides the initial weights and the order of samples."""
     vision_encoder: ComponentChoice
+    """Turns pictures into patches: its name, or a mapping of its name and its options."""
     projector: ComponentChoice
+    """Turns patches into image tokens: its name, or a mapping of its name and its options."""
     language_decoder: ComponentChoice
+    """Reads image tokens and text, and writes: its name, or a mapping of its name and its options."""
     data: Data
+    """What the model is trained on, and how conversations become samples."""
     benchmarks: list[BenchmarkChoice] = []
+    """Datasets whose questions the model is asked at the end of the run, and in between."""
     training: Training
+    """For how long and how the model is trained: budget, batch, learning rates."""
     checkpoints: Checkpointing = Checkpointing()
+    """When the run's state is kept, to go on from."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where it is trained; `auto` is CUDA, then Apple's MPS, then the CPU."""
     trackers: list[ComponentChoice] = Field(default=[Named(name="console")])
+    """Who is told of the run's progress. `metrics.jsonl` is always written."""
 
 
 def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -115,9 +115,9 @@ def ablation_schema() -> Json:
     return schema | {"description": "One question in several runs, which `nanovlm ablate` trains and compares."}
 
 
-def schema_of(model: type[BaseModel]) -> Json:
+def schema_of(model: type[BaseModel], generator: type[GenerateJsonSchema] | None = None) -> Json:
     """Pydantic's schema of a model in draft 7, with everything where it is used, and without made-up titles."""
-    schema = model.model_json_schema(schema_generator=_Lenient)
+    schema = model.model_json_schema(schema_generator=generator or _Lenient)
     found: Json = _plain(schema, schema.get("$defs", {}), ())
     return found
 
@@ -129,6 +129,15 @@ class _Lenient(GenerateJsonSchema):
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Json:
         return {}
+
+
+class _OfOptions(_Lenient):
+    """An option with a validator of its own before its type may take anything, unless that says what it takes."""
+
+    def function_before_schema(self, schema: Any) -> Json:
+        found = super().function_before_schema(schema)
+        is_told = "json_schema_input_schema" in schema or schema["schema"]["type"] == "model"
+        return found if is_told else {"anyOf": [found, {}]}
 
 
 def _plain(schema: Any, definitions: Json, within: tuple[str, ...]) -> Any:
@@ -178,7 +187,7 @@ def _inheritable(schema: Any) -> Any:
 
 
 def _schema_of_config(entry: Entry) -> Json:
-    return schema_of(entry.cls.Config)  # type: ignore[attr-defined]
+    return schema_of(entry.cls.Config, _OfOptions)  # type: ignore[attr-defined]
 
 
 def _options(entry: Entry) -> Json:

@@ -49,7 +49,7 @@ def find_experiment(name: str | Path, folder: Path = Path()) -> Path:
         return found
     if file.exists():  # a folder: reading it says what is wrong
         return file
-    raise ConfigError(_not_found(name, file, folder))
+    raise ConfigError(_not_found(name, file))
 
 
 def _straight(file: Path) -> Path:
@@ -58,8 +58,8 @@ def _straight(file: Path) -> Path:
     return straight if straight.exists() and file.exists() and straight.samefile(file) else file
 
 
-def _not_found(name: str | Path, file: Path, folder: Path) -> str:
-    """With what was probably meant, spelled as it is to be written: relative to ``folder``, as the name is."""
+def _not_found(name: str | Path, file: Path) -> str:
+    """With what was probably meant, spelled as it is to be written: relative to what the name is relative to."""
     shipped = shipped_experiments()
     if file.suffix in (".yaml", ".yml"):
         hint = f"; the one that comes with nanovlm is called by its name, {file.stem}" if file.stem in shipped else ""

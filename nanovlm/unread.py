@@ -64,12 +64,13 @@ def check_read(tree: dict[str, Any], experiment: Experiment) -> None:
 
     tree: what ``experiment`` was validated from, with its places
     """
-    problems = [*_in_vain(tree, experiment), *_dropped_overrides(tree)]
+    problems = [*in_vain(tree, experiment), *_dropped_overrides(tree)]
     if problems:
         raise ConfigError(join(problems))
 
 
-def _in_vain(tree: dict[str, Any], experiment: Experiment) -> Iterator[str]:
+def in_vain(tree: dict[str, Any], experiment: Experiment) -> Iterator[str]:
+    """What is to be said of the settings that were written and are not read, as ``check_read`` has it."""
     for setting in unread(experiment):
         value, place = value_at(tree, setting.key.split(".")) or (None, None)
         if not value or not place:  # 0 switches it off itself

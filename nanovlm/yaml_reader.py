@@ -73,8 +73,8 @@ class Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """YAML 1.1's line breaks survive only as escapes."""
-    style = '"' if any(character in value for character in "\x85\u2028\u2029") else None
+    """YAML 1.1's line breaks survive only as escapes, and its merge key only in quotes."""
+    style = '"' if value == "<<" or any(character in value for character in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

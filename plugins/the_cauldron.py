@@ -7,11 +7,11 @@ A row is a conversation about one or several pictures: ``{images: [...], texts: 
 
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from nanovlm import hookimpl
 from nanovlm.data.subset_streams import StreamedSubsets
-from nanovlm.data.subsets import SubsetsConfig, listed, tiny_row
+from nanovlm.data.subsets import NAME_OR_NAMES, SubsetsConfig, tiny_row
 
 SUBSETS = (  # noqa: SIM905 - a table of fifty words reads better than fifty strings
     "ai2d aokvqa chart2text chartqa clevr clevr_math cocoqa datikz diagram_image_to_text docvqa dvqa figureqa finqa "
@@ -28,7 +28,7 @@ class TheCauldron(StreamedSubsets):
         known_sizes = {"HuggingFaceM4/the_cauldron": 169_000_000_000}  # all 50 subsets
         source: str = "HuggingFaceM4/the_cauldron"
         """A hub id, a folder of the same form, or `tiny`: two rows that come with the plugin, for tests."""
-        subsets: Annotated[list[str], Field(min_length=1), BeforeValidator(listed)] = [
+        subsets: Annotated[list[str], Field(min_length=1), NAME_OR_NAMES] = [
             name for name in SUBSETS if name not in LEFT_OUT
         ]
         """Names as the source has them, or `all`; by default the 45 of the 50 that nanoVLM was trained on."""

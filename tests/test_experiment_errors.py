@@ -78,6 +78,7 @@ def test_an_unknown_key_names_the_nearest_and_the_known(error, override, where, 
         ("seed=true", "seed=True: input should be a valid integer"),
         ("seed=1.5", "seed=1.5: input should be a valid integer"),
         ("training.samples=1e6", "training.samples=1000000.0: input should be a whole number, written 1000000"),
+        ("training.samples=1e300", "training.samples=1e+300: input should be a valid integer"),
         ("training.warmup=true", "training.warmup=True: input should be a valid number"),
         ("training.warmup=1.5", "training.warmup=1.5: input should be less than or equal to 1"),
         ("training.samples_per_step=0", "training.samples_per_step=0: input should be greater than or equal to 1"),
@@ -162,6 +163,7 @@ def test_what_is_wrong_in_a_file_has_its_line(tmp_path, more, message, line):
     [
         ("name: pixel_shuffle\n  facter: 3", "projector: unknown option 'facter'. Did you mean 'factor'?"),
         ("name: pixel_shuffle\n  factor: x", "projector.factor='x': input should be a valid integer"),
+        ("weights: a/model\n  facter: 3", "projector: unknown option 'facter'. Did you mean 'factor'?"),
     ],
 )
 def test_a_components_option_has_its_line_too(tmp_path, registries, projector, message):

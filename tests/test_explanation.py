@@ -63,6 +63,19 @@ def test_what_a_checkpoint_decides_is_called_so(registries):
     assert found["language_decoder.lora"] == DEFAULT
 
 
+def test_so_is_what_it_decides_within_an_option(registries):
+    found = {each.key: each.place for each in explain_experiment("dinov2_smollm2", (), registries).settings}
+    assert found["vision_encoder.architecture.hidden_size"] == Place("checkpoint facebook/dinov2-small")
+
+
+def test_a_key_may_hold_a_dot(tmp_path, registries):
+    file = tmp_path / "dots.yaml"
+    train = "data:\n  train:\n  - name: the_cauldron\n    source: tiny\n    weights:\n      v1.5: 2.0\n"
+    file.write_text(f"extends: quickstart\n{train}")
+    found = {each.key: each.place for each in explain_experiment(file, (), registries).settings}
+    assert found["data.train.0.weights.v1.5"] == Place(str(file), 7)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "baseline", "finevision", "dinov2_smollm2"])
 def test_it_holds_the_whole_recipe_and_every_line_is_true(name, registries):
     """The lines that are named say the keys that they are named for."""

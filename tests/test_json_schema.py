@@ -66,6 +66,12 @@ def test_the_one_that_is_kept_is_fresh():
     assert nanovlm("schema", "--defaults").out == COMMITTED.read_text(encoding="utf-8")
 
 
+def test_the_defaults_alone_and_a_plugin_do_not_go_together():
+    done = nanovlm("schema", "--defaults", "--plugin", "mine.py")
+    assert (done.status, done.out) == (2, "")
+    assert "--defaults would leave out what --plugin mine.py adds: give one of the two" in done.err
+
+
 @every_file
 def test_every_experiment_is_valid_and_names_the_schema(file):
     first = file.read_text(encoding="utf-8").splitlines()[0]
@@ -85,18 +91,21 @@ def test_so_is_every_experiment_with_all_options_written_out(file):
         assert errors(Recipe.of(experiment, REGISTRIES, resolve=False).dump()) == []
 
 
-def made_by_the_reader(content: dict[str, Any]) -> bool:
-    """Whether its projector is the one that the pages walk through, which is not installed here."""
-    choice = content.pop("projector")
-    return choice["name"] == "two_layer" and errors(content) == []
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(PAGES[page], "yaml")])
+def test_so_is_every_experiment_that_a_page_shows(page, tmp_path):
+    """With the plugins that it shows."""
+    plugins = [text for text in blocks(PAGES[page], "python") if "@hookimpl" in text]
+    files = [tmp_path / f"plugin_{i}.py" for i in range(len(plugins))]
+    for file, text in zip(files, plugins, strict=True):
+        file.write_text(text, encoding="utf-8")
+    schema = experiment_schema(load_plugins([str(file) for file in files]))
+    for text in blocks(PAGES[page], "yaml"):
+        assert errors(parse_yaml(text, page), schema) == []
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_so_is_every_experiment_that_a_page_shows(page):
-    shown = [parse_yaml(text, page) for text in blocks(PAGES[page], "yaml")]
-    assert shown
-    for content in shown:
-        assert errors(content) == [] or made_by_the_reader(content)
+def test_the_pages_that_are_about_experiments_show_some():
+    for page in ("README.md", "CONTRIBUTING.md", "experiments/README.md"):
+        assert blocks(PAGES[page], "yaml")
 
 
 @every_component
@@ -299,6 +308,38 @@ class Odd:
 def register_projectors(register):
     register("odd+one", Odd)
 """
+
+
+EASY = """
+from typing import Annotated
+from pydantic import BeforeValidator, field_validator
+from nanovlm import ComponentConfig, hookimpl
+
+class Easy:
+    class Config(ComponentConfig):
+        names: Annotated[list[str], BeforeValidator(lambda value: value.split("+"))] = ["a"]
+        told: Annotated[int, BeforeValidator(int, json_schema_input_type=int | str)] = 1
+        strict: int = 1
+
+        @field_validator("names", mode="before")
+        @classmethod
+        def _any(cls, value):
+            return value
+
+@hookimpl
+def register_projectors(register):
+    register("easy", Easy)
+"""
+
+
+def test_an_option_that_is_changed_before_it_is_checked_may_be_anything_or_what_it_says(tmp_path):
+    file = tmp_path / "easy.py"
+    file.write_text(EASY)
+    schema = experiment_schema(load_plugins([str(file)]))
+    for options, is_valid in (({"names": "a+b"}, True), ({"told": "3"}, True), ({"told": []}, False)):
+        assert (errors({"projector": {"name": "easy", **options}}, schema) == []) == is_valid
+    assert errors({"projector": {"name": "easy", "strict": "3"}}, schema) != []
+    assert errors({"data": {"train": [{"name": "the_cauldron", "source": "tiny", "subsets": "ai2d"}]}}) == []
 
 
 def test_options_that_json_does_not_have_stop_nobody(tmp_path):

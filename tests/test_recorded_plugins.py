@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command import nanovlm
 from plugin_files import Site, plugin
-from test_docs import CONTRIBUTING, projector
+from test_docs import projector
 from tiny import tiny_experiment, tiny_model
 
 from nanovlm import NanoVLMError, VisionLanguageModel, load_plugins, resume, train
@@ -227,7 +227,7 @@ def test_without_a_record_the_name_is_unknown_and_nothing_more(tmp_path, plugins
 
 def test_a_model_records_the_contract_that_its_plugin_was_written_for(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(f"nanovlm_contract = 1\n{projector(CONTRIBUTING)}")
+    file.write_text(f"nanovlm_contract = 1\n{projector()}")
     recipe = Recipe.of(tiny_experiment("projector=two_layer"), load_plugins([str(file)]))
     VisionLanguageModel(recipe.blueprint).save_pretrained(tmp_path / "model")
     plugins = json.loads((tmp_path / "model" / "config.json").read_text())["plugins"]

@@ -104,6 +104,16 @@ def test_an_unknown_name_that_is_extended_says_by_whom(elsewhere):
     )
 
 
+def test_what_was_meant_is_spelled_as_it_is_to_be_written(elsewhere):
+    """Relative to the file that extends it, as the name is."""
+    (elsewhere / "a").mkdir()
+    (elsewhere / "a" / "own.yaml").write_text("extends: tom")
+    (elsewhere / "a" / "tom.yaml").touch()
+    with pytest.raises(ConfigError, match=r"Did you mean 'tom\.yaml'\?"):
+        load_experiment("a/own.yaml")
+    assert "Did you mean 'a/tom.yaml'?" in error_of("a/tom")
+
+
 def test_a_path_that_is_not_there_names_the_shipped_one(elsewhere):
     assert error_of("experiments/quickstart.yaml") == (
         f"experiments/quickstart.yaml: there is no such file (looked in {elsewhere / 'experiments'}); "

@@ -84,6 +84,18 @@ def test_a_key_that_stands_twice_is_an_error_at_the_second(text, line, key):
     assert f"the key {key!r} stands twice" in message(text)
 
 
+def test_a_merge_key_is_no_key():
+    """YAML 1.1's, which PyYAML would merge: elsewhere it would read as an option of this name."""
+    for text in ("a: &a {b: 1}\nc: {<<: *a}", "a: &a {b: 1}\nc:\n  <<: [*a]"):
+        assert message(text).startswith("here, line ")
+        assert message(text).endswith("YAML 1.2 has no merge key <<: write out what it stands for")
+    assert parse_yaml('{"<<": 1}', "here") == {"<<": 1}
+
+
+def test_what_an_alias_repeats_stands_in_both_places():
+    assert parse_yaml("a: &a [{name: x}]\nb: *a", "here") == {"a": [{"name": "x"}], "b": [{"name": "x"}]}
+
+
 def test_one_key_may_stand_in_two_mappings():
     assert parse_yaml("[{a: 1}, {a: 2}]", "here") == [{"a": 1}, {"a": 2}]
 

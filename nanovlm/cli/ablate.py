@@ -42,7 +42,8 @@ class Cluster(StrEnum):
 
 def command(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A YAML file, for example experiments/ablations/pixel_shuffle.yaml.")
+        Path,
+        typer.Argument(metavar="EXPERIMENT", help="A YAML file with an `ablate` section, or a name: pixel_shuffle."),
     ],
     overrides: Overrides = None,
     sweep_dir: Annotated[

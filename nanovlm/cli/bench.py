@@ -13,7 +13,10 @@ from nanovlm.bench.tables import readme_block, spaced
 from nanovlm.cli.evaluate import make_room_for
 from nanovlm.cli.options import AsJson, Overrides, PluginFiles
 
-File = Annotated[Path | None, typer.Argument(metavar="EXPERIMENT", help="A YAML file.", show_default=False)]
+File = Annotated[
+    Path | None,
+    typer.Argument(metavar="EXPERIMENT", help="A YAML file, or one that comes with nanovlm.", show_default=False),
+]
 Part = Annotated[str, typer.Option(metavar="|".join(PARTS), help="By default step: of training.", show_default=False)]
 Synthetic = Annotated[bool, typer.Option("--synthetic", help="Made-up samples: no hub, datasets or tokenizer.")]
 Steps = Annotated[int | None, typer.Option(metavar="N", help="How many steps to time.", show_default=False)]

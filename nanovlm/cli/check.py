@@ -21,9 +21,12 @@ def command(
 ) -> None:
     """Check that a component keeps its contract, on its `Config.tiny()`. Exit status 1 if it does not."""
     from nanovlm.testing import checks_of  # brings the trainer along
+    from nanovlm.testing.importing import start_importing
 
     bound = checks_of(name, kind, plugin or ())
-    subject, outcomes = bound[0].subject, [each.outcome() for each in bound]
+    subject = bound[0].subject
+    start_importing(subject)
+    outcomes = [each.outcome() for each in bound]
     failed = any(outcome.problem for outcome in outcomes)
     if as_json:
         checks = [to_json(outcome) for outcome in outcomes]
@@ -49,10 +52,12 @@ def to_json(outcome: Any) -> dict[str, Any]:
 
 def table(outcomes: list[Any]) -> Table:
     """A line for each check; behind a failed one what the component does, and behind a skipped one why."""
+    from nanovlm.testing.checks import said_once
+
     shown = Table(Column("check", no_wrap=True), "result", Column("", overflow="fold"))
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
-    for outcome in outcomes:
-        reason = escape(outcome.problem or outcome.skipped)
+    for outcome, said in zip(outcomes, said_once(outcomes), strict=True):
+        reason = escape(said or outcome.skipped)
         took = f"took {outcome.seconds:.1f} s" if outcome.seconds > SLOW else ""
         colour = colours[outcome.result]
         shown.add_row(outcome.check.name, f"[{colour}]{outcome.result}[/]", "\n".join(filter(None, (reason, took))))

@@ -25,7 +25,9 @@ Found = list[tuple[Registry, Entry]]
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="Show only this component, with its options.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show only this component, with its options.")
+    ] = None,
     experiments: Annotated[
         bool, typer.Option("--experiments", help="List the experiments that come with nanovlm instead.")
     ] = False,
@@ -39,6 +41,8 @@ def command(
     """List the components, with their options, defaults and documentation."""
     if name and (experiments or markdown):
         raise ConfigError(f"{name!r} is one component, and --experiments and --markdown list them all: leave it out")
+    if markdown and (plugin or as_json):
+        raise ConfigError("--markdown writes a table of what comes with nanovlm: leave --plugin and --json out")
     registries = load_plugins(plugin or ())
     if markdown:
         block = experiments_block() if experiments else components_block(registries.defaults())

@@ -18,7 +18,7 @@ def command(
     kind: Annotated[str, KIND],
     name: Annotated[str, NAME],
     package: Annotated[bool, typer.Option("--package", help="Write a distribution that can be published.")] = False,
-    into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where; in a clone, its own folder.")] = Path("."),
+    into: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write it; of a clone, its root.")] = Path("."),
 ) -> None:
     """Write a component that works, its test, and an experiment that uses it."""
     written = scaffold(kind, name, into, package)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nanovlm.cli.options import PluginFiles
+from nanovlm.errors import ConfigError
 from nanovlm.json_schema import experiment_schema
 from nanovlm.plugins import load_plugins
 
@@ -23,6 +24,8 @@ def command(
 
     # yaml-language-server: $schema=experiment.schema.json
     """
+    if defaults and plugin:
+        raise ConfigError(f"--defaults would leave out what --plugin {plugin[0]} adds: give one of the two")
     registries = load_plugins(plugin or ())
     schema = experiment_schema(registries.defaults() if defaults else registries)
     print(json.dumps(schema, indent=1, ensure_ascii=False))

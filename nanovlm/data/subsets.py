@@ -26,10 +26,13 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+NAME_OR_NAMES = BeforeValidator(listed, json_schema_input_type=str | list[str])
+
+
 class SubsetsConfig(ComponentConfig):
     source: str
     """A hub id, a folder of the same form, or `tiny`: a few rows that come with the plugin, for tests."""
-    subsets: Annotated[list[str], Field(min_length=1), BeforeValidator(listed)] = ["all"]
+    subsets: Annotated[list[str], Field(min_length=1), NAME_OR_NAMES] = ["all"]
     """Names as the source has them, or `all`."""
     weights: dict[str, float] = {}
     """How often an epoch passes over the rows of a subset, by its name; 1 where none is given. Counted on max_rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,9 +17,11 @@ from nanovlm.hardware import measured_peak
 from nanovlm.lab.ablation import Ablation
 from nanovlm.lab.problems import said_once
 from nanovlm.merging import ABLATE, BUDGETS
+from nanovlm.places import value_at
 from nanovlm.planning import Plan, plan
 from nanovlm.plugins import Registries
 from nanovlm.training.precision import Precision, choose_device
+from nanovlm.unread import in_vain, unread
 
 # The share of its peak that a device reaches in training (MFU): 37 % of two CPU cores at the quickstart's size, 82 % at
 # the baseline's (experiments/results/*-step-cpu.json). A guess for GPUs, which a small model does not fill.
@@ -47,13 +49,17 @@ def plan_ablation(ablation: Ablation, registries: Registries) -> Prospect:
     plans: dict[str, Plan] = {}
     recipes: dict[str, Recipe] = {}
     problems: dict[str, list[str]] = {}
+    idle: list[dict[str, None]] = []  # by variant, what was written and it does not read
     for variant in ablation.variants:
         try:
-            recipes[variant.name] = Recipe.of(variant.experiment(ablation.seeds[0]), registries)
+            recipes[variant.name] = Recipe.of(experiment := variant.experiment(ablation.seeds[0]), registries)
+            idle.append(dict.fromkeys(in_vain(variant.tree, experiment)))
             plans[variant.name] = plan(recipes[variant.name])
         except NanoVLMError as error:
             problems[variant.name] = [str(error)]
     found = said_once(problems, [variant.name for variant in ablation.variants])
+    if len(idle) == len(ablation.variants):
+        found += [words for words in idle[0] if all(words in each for each in idle)]
     found += _same(recipes)
     if ablation.baseline in plans:
         found += _unmatched(ablation, recipes[ablation.baseline].experiment.training, plans[ablation.baseline])
@@ -63,20 +69,44 @@ def plan_ablation(ablation: Ablation, registries: Registries) -> Prospect:
 
 
 def _same(recipes: Mapping[str, Recipe]) -> list[str]:
-    """That variants come to the same experiment, once every default is written out."""
+    """That variants come to the same experiment, once every default is written out, and what nothing reads is not."""
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for name, recipe in recipes.items():
-        content = recipe.dump() | {"name": ""}
+        content = _read_of(recipe)
         alike = next((names for other, names in groups if other == content), None)
         if alike is None:
             groups.append((content, [name]))
         else:
             alike.append(name)
     return [
-        f"{', '.join(names)} come to the same experiment; leave all but one of them out"
+        f"{', '.join(names)} come to the same experiment{_why([recipes[name] for name in names])}; "
+        "leave all but one of them out"
         for _, names in groups
         if len(names) > 1
     ]
+
+
+def _why(recipes: Sequence[Recipe]) -> str:
+    """What variants that are the same differ in all the same, and why nothing reads that."""
+    dumps = [recipe.dump() for recipe in recipes]
+    reasons = ""
+    for setting in unread(recipes[0].experiment):
+        first, *others = (value_at(dump, setting.key.split(".")) for dump in dumps)
+        if any(other != first for other in others):
+            reasons += f" (nothing reads {setting.key}, because {setting.reason})"
+    return reasons
+
+
+def _read_of(recipe: Recipe) -> dict[str, Any]:
+    """What a run of it reads, with every default written out."""
+    content = recipe.dump() | {"name": ""}
+    for setting in unread(recipe.experiment):
+        *above, key = setting.key.split(".")
+        section = content
+        for each in above:
+            section = section[each]
+        del section[key]
+    return content
 
 
 def _unmatched(ablation: Ablation, training: Training, planned: Plan) -> list[str]:

@@ -1,4 +1,7 @@
-"""Does a component keep its contract? The same checks for a plugin's own tests, for `nanovlm check`, and for ours."""
+"""Does a component keep its contract? The same checks for a plugin's own tests, for `nanovlm check`, and for ours.
+
+``checks_of("gated_mlp")`` gives them one by one, for pytest; ``check_component("gated_mlp")`` makes them all.
+"""
 
 from importlib import import_module
 

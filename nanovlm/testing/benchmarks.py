@@ -10,9 +10,10 @@ from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.data.dataset import Benchmark, Sample
 from nanovlm.evaluation.evaluator import Evaluation, Item
 from nanovlm.testing.checks import NotHere, Subject, Violation, check, doing
-from nanovlm.testing.datasets import opened, samples
+from nanovlm.testing.datasets import opened, samples, wanting
 
 WRONG = ("xyzzy", "")  # of no language: some scores look for a "no" or a letter
+WORST = 0.5  # scores that count letters give a little for any word
 ODD = ("no such answer", " ", "\n\n", "?" * 500, "Ω ≠ 1 \U0001f600", "<image>", "A, B, C and D", "0", "-1e9", "(((")
 CONTROLS = {"shuffled": 0.5, "no_image": 0.25, "bare_decoder": 0.0}
 
@@ -27,7 +28,8 @@ def questions(subject: Subject) -> tuple[Benchmark, list[Sample]]:
         raise Violation("streams its test split: a benchmark has a number of questions, so let it have a length")
     asked = [sample for _, sample in samples(subject, benchmark, "test")]
     if not asked:
-        raise Violation("is a Benchmark without a question in its test split by Config.tiny(): let it have a few")
+        wanted = wanting(subject, ["test"])
+        raise Violation(f"is a Benchmark without a question in its test split by Config.tiny(): {wanted}")
     return benchmark, asked
 
 
@@ -52,15 +54,17 @@ def questions_can_be_asked(subject: Subject) -> None:
 
 @check("dataset")
 def knows_right_from_wrong(subject: Subject) -> None:
-    """scores its own answer with 1, and an empty or a wrong one with 0."""
+    """scores its own answer with 1, and an empty or a wrong one with nothing or little."""
     benchmark, asked = questions(subject)
     for sample in asked:
         answer = benchmark.answer(sample)
-        for prediction, expected in ((answer, 1), *((wrong, 0) for wrong in WRONG)):
-            if (found := benchmark.score(prediction, sample)) != expected:
+        scores = {prediction: benchmark.score(prediction, sample) for prediction in (answer, *WRONG)}
+        expected = {answer: "1"} | dict.fromkeys(WRONG, f"0, or less than {WORST},")
+        for prediction, found in scores.items():
+            if found != 1 if prediction == answer else found >= WORST:
                 raise Violation(
                     f"scores {prediction!r} with {found}, where the answer of sample {sample.id!r} is {answer!r} and "
-                    f"{expected} is expected"
+                    f"{expected[prediction]} is expected"
                 )
 
 

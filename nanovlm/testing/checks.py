@@ -94,16 +94,18 @@ class Bound:
         return self.check.name
 
     def __call__(self) -> None:
+        __tracebackhide__ = True  # pytest shows where the plugin raises, and nothing of what led there
         outcome = self.outcome()
         if outcome.skipped:
             raise unittest.SkipTest(outcome.skipped)
         if outcome.problem:
-            raise Violation(f"{self.subject.kind} {self.subject.entry.name}: {self}: {outcome.problem}")
+            sentence = f"{self.subject.kind} {self.subject.entry.name}: {self}: {outcome.problem}"
+            raise Violation(sentence) from outcome.error
 
     def outcome(self) -> Outcome:
         """Make the check. What the component prints meanwhile is nobody's concern here, and goes nowhere."""
         start = time.perf_counter()
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(log_file()), redirect_stderr(log_file()):
             found = self._outcome()
         return replace(found, seconds=time.perf_counter() - start)
 
@@ -113,10 +115,15 @@ class Bound:
         except NotHere as reason:
             return Outcome(self.check, skipped=str(reason))
         except Violation as violation:
-            return Outcome(self.check, problem=str(violation))
-        except Exception as error:  # whatever a stranger's code raises is what there is to say about it
-            return Outcome(self.check, problem=f"raises {described(error, self.subject)}")
+            return Outcome(self.check, problem=str(violation), error=violation.__cause__)
+        except (Exception, SystemExit) as error:  # whatever a stranger's code raises is what there is to say of it
+            return Outcome(self.check, problem=f"raises {described(error, self.subject)}", error=error)
         return Outcome(self.check)
+
+
+def log_file() -> io.TextIOWrapper:
+    """A place for output that nobody reads, with all that `sys.stdout` has: an encoding and a `buffer`, too."""
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ class Outcome:
     problem: str = ""
     skipped: str = ""
     seconds: float = 0.0
+    error: BaseException | None = field(default=None, repr=False)
+    """What the component raised, if that is the problem."""
 
     @property
     def result(self) -> str:
@@ -141,15 +150,18 @@ def doing(what: str, subject: Subject) -> Iterator[None]:
         yield
     except (Violation, NotHere):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Violation(f"fails {what}: {described(error, subject)}") from error
 
 
-def described(error: Exception, subject: Subject) -> str:
+def described(error: BaseException, subject: Subject) -> str:
     """An error's kind and words, and where in the plugin's own file it was raised."""
-    path = subject.entry.plugin.path
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path and frame.filename == path]
-    return f"{named(error)} ({Path(path).name}, line {lines[-1]})" if lines else named(error)
+    path, frames = subject.entry.plugin.path, traceback.extract_tb(error.__traceback__)
+    words = named(error) if isinstance(error, Exception) and str(error) else repr(error)
+    if isinstance(error, NotImplementedError):  # a method of a contract that was left out
+        words += f" in `{frames[-1].name}`"
+    lines = [frame.lineno for frame in frames if path and frame.filename == path]
+    return f"{words} ({Path(path).name}, line {lines[-1]})" if lines else words
 
 
 def checks_of(component: str | type, kind: str = "", plugins: Sequence[str | Path] = ()) -> list[Bound]:
@@ -158,6 +170,9 @@ def checks_of(component: str | type, kind: str = "", plugins: Sequence[str | Pat
         @pytest.mark.parametrize("check", checks_of("gated_mlp"), ids=str)
         def test_contract(check):
             check()
+
+    One that fails raises Violation; one that cannot be made here is skipped. `pytest -k "imports and quickly"` makes
+    one alone.
 
     component: a registered name, or a class, registered or not. kind: where a name stands for components of several
     kinds, and for a class that no plugin registers. plugins: files to load beside what is installed. Raises
@@ -172,14 +187,29 @@ def bound_to(subject: Subject) -> list[Bound]:
 
 
 def check_component(component: str | type, kind: str = "", plugins: Sequence[str | Path] = ()) -> list[Outcome]:
-    """Make all checks of a component (see ``checks_of``). Raises Violation with a line for each that fails."""
+    """Make all checks of a component, and give what came of each. Its arguments are those of ``checks_of``.
+
+    Raises Violation with a line for each check that fails, and what ``checks_of`` raises.
+    """
     bound = checks_of(component, kind, plugins)
     outcomes = [each.outcome() for each in bound]
     if failed := [outcome for outcome in outcomes if outcome.problem]:
         subject = bound[0].subject
-        lines = "".join(f"\n- {outcome.check.name}: {outcome.problem}" for outcome in failed)
+        said = zip(failed, said_once(failed), strict=True)
+        lines = "".join(f"\n- {outcome.check.name}: {problem}" for outcome, problem in said)
         raise Violation(f"{subject.kind} {subject.entry.name}: {len(failed)} of {len(outcomes)} checks fail{lines}")
     return outcomes
+
+
+def said_once(outcomes: Sequence[Outcome]) -> list[str]:
+    """Each one's problem; of one that was said before, where: what does not even open fails a dozen checks."""
+    first = {outcome.problem: outcome.check.name for outcome in reversed(outcomes)}
+    return [
+        outcome.problem
+        if first[outcome.problem] == outcome.check.name or not outcome.problem
+        else f"the same as `{first[outcome.problem]}`"
+        for outcome in outcomes
+    ]
 
 
 def find(component: str | type, kind: str, registries: Registries) -> Subject:
@@ -192,7 +222,9 @@ def find(component: str | type, kind: str, registries: Registries) -> Subject:
     suited = [registry for registry in _of_kind(kind, registries) if any(e.name == short for e in registry)]
     if len(suited) > 1:
         kinds = " or ".join(f"--kind {registry.kind}" for registry in suited)
-        raise ConfigError(f"{component!r} is the name of components of {len(suited)} kinds: say which by {kinds}")
+        raise ConfigError(
+            f"{component!r} is the name of components of {len(suited)} kinds: say which by {kinds} (in Python: kind=)"
+        )
     if not suited:
         known = {entry.name for registry in _of_kind(kind, registries) for entry in registry}
         failed = "".join(

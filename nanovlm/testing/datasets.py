@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,9 @@ from nanovlm.components import ComponentConfig
 from nanovlm.data.conversation import IMAGE_MARK
 from nanovlm.data.dataset import Dataset, Sample, Split, Turn
 from nanovlm.data.images import open_image
-from nanovlm.errors import SkipSample
+from nanovlm.errors import ConfigError, SkipSample
 from nanovlm.testing.checks import NotHere, Subject, Violation, check, doing
+from nanovlm.testing.models import few
 from nanovlm.testing.surroundings import elsewhere, randomness_untouched
 
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -35,7 +36,13 @@ class Member(NamedTuple):
 
 
 def opened(subject: Subject, split: Split, config: ComponentConfig | None = None) -> Dataset:
-    dataset = subject.cls(config or subject.config, split)
+    try:
+        dataset = subject.cls(config or subject.config, split)
+    except ConfigError as error:
+        raise Violation(
+            f"refuses its {split} split by Config.tiny() ({error}): that is to open both splits without network and "
+            "without files of its user's; a split that there is not is empty"
+        ) from None
     if not isinstance(dataset, Dataset):
         raise Violation("is no Dataset: derive it from nanovlm.Dataset, or from nanovlm.Benchmark if it can be scored")
     return dataset
@@ -76,8 +83,21 @@ def all_samples(subject: Subject) -> list[tuple[str, Sample]]:
     """Of both splits; a Violation if there is none."""
     found = [each for split in SPLITS for each in samples(subject, opened(subject, split), split)]
     if not found:
-        raise Violation("has no sample in any split by Config.tiny(): let it have a few, for tests and checks")
+        raise Violation(f"has no sample in any split by Config.tiny(): {wanting(subject, SPLITS)}")
     return found
+
+
+def skips_of(subject: Subject, splits: Sequence[Split]) -> list[tuple[Member, SkipSample]]:
+    """All samples that are left out, and why."""
+    every = [member for split in splits for member in members(opened(subject, split), split)]
+    return [(member, found) for member in every if isinstance(found := read(member, subject), SkipSample)]
+
+
+def wanting(subject: Subject, splits: Sequence[Split]) -> str:
+    """What is to be done where splits have no sample that can be used."""
+    reasons = sorted({str(skip.reason) for _, skip in skips_of(subject, splits)})
+    skipped = f"all that it has are skipped ({few(reasons)}); " if reasons else ""
+    return f"{skipped}let it have a few, for tests and checks"
 
 
 def content(sample: Sample | SkipSample) -> tuple[object, ...]:
@@ -241,12 +261,7 @@ def travels_to_a_worker(subject: Subject) -> None:
 @check("dataset")
 def skips_for_a_reason(subject: Subject) -> None:
     """says by SkipSample why a sample is left out: in words that are counted, so not in each sample's own."""
-    skips = [
-        (member, found)
-        for split in SPLITS
-        for member in members(opened(subject, split), split)
-        if isinstance(found := read(member, subject), SkipSample)
-    ]
+    skips = skips_of(subject, SPLITS)
     for member, skip in skips:
         if not isinstance(skip.reason, str) or not skip.reason.strip():
             raise Violation(f"skips {member.where} without a reason: {skip.reason!r}")

@@ -22,8 +22,8 @@ from nanovlm.data.dataset import Turn
 from nanovlm.errors import ConfigError, NanoVLMError
 from nanovlm.testing.checks import NotHere, Subject, Violation, check, doing
 from nanovlm.testing.compiling import require_compiled
-from nanovlm.testing.language_decoders import ROUNDING, logits_of, random_ids, stirred_decoder
-from nanovlm.testing.models import LENGTHS, require_gradients, tiny, tiny_on_meta
+from nanovlm.testing.language_decoders import ROUNDING, logits_of, random_ids
+from nanovlm.testing.models import LENGTHS, require_gradients, stirred_tiny, tiny, tiny_on_meta
 from nanovlm.training.precision import Precision
 
 OTHER_LENGTHS = (4, 11)
@@ -66,7 +66,7 @@ def varlen_is_true(subject: Subject) -> None:
     """attends by `nanovlm.attention` alone, and with heads that suit flash attention, where it sets `varlen`."""
     if find_spec("torch.nn.attention.varlen") is None:
         raise NotHere(f"torch {torch.__version__} has no flash attention for samples of different lengths")
-    with stirred_decoder(subject) as decoder:
+    with stirred_tiny(subject) as decoder:
         if not (decoder.varlen or _sets_it_by_default(subject)):
             raise NotHere("it does not set varlen")
         ids = random_ids(subject, sum(LENGTHS))

@@ -11,10 +11,12 @@ from functools import cache
 from importlib.metadata import requires
 from typing import Any
 
+from nanovlm.registry import Plugin
 from nanovlm.testing.checks import KINDS, NotHere, Subject, Violation, check
 from nanovlm.testing.models import few
 
 MOST_SECONDS = 1.0
+Place = tuple[str, str]  # a plugin's module, and its file where it was given by path: else it is found by its name
 BEFORE = dict(os.environ)  # any plugin is loaded in this process, which may have changed it
 
 # Run in a process of its own, where each plugin is imported in a fork: by itself, as if it were the only one.
@@ -45,10 +47,10 @@ def packages():
     return {name.partition(".")[0] for name in sys.modules}
 
 def imported(module, file):
-    spec = None if file else importlib.util.find_spec(module)
-    spec = spec or importlib.util.spec_from_file_location("plugin", file)
     before, there, printed, start = state(), packages(), StringIO(), time.perf_counter()
     with redirect_stdout(printed), redirect_stderr(printed):
+        spec = None if file else importlib.util.find_spec(module)  # imports the package that a module stands in
+        spec = spec or importlib.util.spec_from_file_location("plugin", file)
         plugin = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(plugin)
     seconds, after = time.perf_counter() - start, state()
@@ -102,24 +104,43 @@ def _libraries() -> set[str]:
     return {name.group().replace("-", "_") for name in names if name}
 
 
+def start_importing(subject: Subject) -> None:
+    """Begin with the import checks' seconds in a process of its own, while other checks are made in this one."""
+    if subject.entry.plugin.sha256:
+        _started(_places(subject))
+
+
 def _imported_alone(subject: Subject) -> dict[str, Any]:
     """What importing the subject's plugin did."""
-    own, files = subject.entry.plugin, subject.registries.files
+    own = subject.entry.plugin
     if not own.sha256:
         raise NotHere("no plugin registers it, so there is nothing to import")
-    together = hasattr(os, "fork")  # a process that is shared by all saves seconds for each
-    plugins = [plugin for plugin in subject.registries.plugins if plugin.sha256 and not plugin.error and together]
-    places = {plugin: (plugin.module, plugin.path if plugin.path in files else "") for plugin in (*plugins, own)}
-    found = _in_a_fresh_process(tuple(dict.fromkeys(places.values())))[places[own]]
+    nothing = {"error": "it ends the process"}
+    found = _in_a_fresh_process(_places(subject)).get(_place(own, subject), nothing)
     if error := found.get("error"):
         raise Violation(f"cannot be imported in a process of its own: {error}")
     return found
 
 
+def _place(plugin: Plugin, subject: Subject) -> Place:
+    return plugin.module, plugin.path if plugin.path in subject.registries.files else ""
+
+
+def _places(subject: Subject) -> tuple[Place, ...]:
+    together = hasattr(os, "fork")  # a process that is shared by all saves seconds for each
+    others = [plugin for plugin in subject.registries.plugins if plugin.sha256 and not plugin.error and together]
+    return tuple(dict.fromkeys(_place(plugin, subject) for plugin in (*others, subject.entry.plugin)))
+
+
 @cache
-def _in_a_fresh_process(places: tuple[tuple[str, str], ...]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What importing did, by module and file (of a plugin that is given by path; else it is found by its name)."""
+def _started(places: tuple[Place, ...]) -> subprocess.Popen[str]:
     program = [sys.executable, "-c", PROGRAM, json.dumps(places)]
-    done = subprocess.run(program, capture_output=True, text=True, env=BEFORE, check=True)
-    lines = (json.loads(line) for line in done.stdout.splitlines())
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=BEFORE)
+
+
+@cache
+def _in_a_fresh_process(places: tuple[Place, ...]) -> dict[Place, dict[str, Any]]:
+    """What importing did, by place; nothing of a plugin that ended its process."""
+    written, _ = _started(places).communicate()
+    lines = (json.loads(line) for line in written.splitlines())
     return {(module, file): found for module, file, found in lines}

@@ -5,19 +5,17 @@ Where these compare numbers, no weights are all alike: a branch that begins at z
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanovlm.attention import Segments
-from nanovlm.borrowed_decoder import distance, stirred
-from nanovlm.seeding import seeded
+from nanovlm.borrowed_decoder import distance
 from nanovlm.testing.blocks import require_blocks
 from nanovlm.testing.checks import Subject, Violation, check, doing
-from nanovlm.testing.models import LENGTHS, require_gradients, tiny
+from nanovlm.testing.models import LENGTHS, require_gradients, stirred_tiny, tiny
 
 PATTERNS = (LENGTHS, (1, 1, 1), (9, 9, 9), (2, 33, 1, 32))  # lengths of a row's samples
 CACHED = (LENGTHS, (1, 1, 1), (5,))
@@ -38,14 +36,6 @@ def random_ids(subject: Subject, count: int, seed: int = 0) -> Tensor:
     return ids
 
 
-@contextmanager
-def stirred_decoder(subject: Subject) -> Iterator[Any]:
-    """A tiny decoder in eval mode, of which no weights are all alike; dropout elsewhere is the seed's."""
-    decoder = tiny(subject).eval()
-    with seeded("stirred"), stirred(decoder):
-        yield decoder
-
-
 def logits_of(decoder: Any, ids: Tensor, lengths: Sequence[int]) -> Tensor:
     """(T, V) of samples laid end to end."""
     return decoder.logits(decoder(decoder.embed(ids), Segments.of(lengths)))
@@ -61,16 +51,8 @@ def shapes_as_promised(subject: Subject) -> None:
     dim, size = getattr(decoder, "dim", None), config.vocab_size
     if not isinstance(dim, int):
         raise Violation(f"has dim={dim!r}: set self.dim in __init__, the width of a token's embedding")
-    x = decoder.embed(ids)
-    hidden = decoder(x, Segments.of(LENGTHS))
-    given = {
-        "embed(ids), ids (T,)": (x, (total, dim)),
-        "forward(x, segments), x (T, D)": (hidden, (total, dim)),
-        "logits(hidden), hidden (T, D)": (decoder.logits(hidden), (total, size)),
-        "logits(hidden), hidden (2, 3, D)": (decoder.logits(hidden[:6].view(2, 3, dim)), (2, 3, size)),
-        "logits(hidden), hidden (0, D)": (decoder.logits(hidden[:0]), (0, size)),
-    }
-    for what, (found, expected) in given.items():
+
+    def require(found: Tensor, what: str, expected: tuple[int, ...]) -> Tensor:
         if tuple(found.shape) != expected:
             raise Violation(
                 f"gives {tuple(found.shape)} from {what}; with T={total}, dim={dim} and vocab_size={size} that should "
@@ -78,6 +60,13 @@ def shapes_as_promised(subject: Subject) -> None:
             )
         if found.dtype != torch.float32:
             raise Violation(f"gives {found.dtype} from {what} outside of autocast, where float32 is expected")
+        return found
+
+    x = require(decoder.embed(ids), "embed(ids), ids (T,)", (total, dim))
+    hidden = require(decoder(x, Segments.of(LENGTHS)), "forward(x, segments), x (T, D)", (total, dim))
+    require(decoder.logits(hidden), "logits(hidden), hidden (T, D)", (total, size))
+    require(decoder.logits(hidden[:6].view(2, 3, dim)), "logits(hidden), hidden (2, 3, D)", (2, 3, size))
+    require(decoder.logits(hidden[:0]), "logits(hidden), hidden (0, D)", (0, size))
 
 
 @check("language_decoder")
@@ -107,7 +96,7 @@ def reads_up_to_max_positions(subject: Subject) -> None:
 @torch.no_grad()
 def packed_equals_separate(subject: Subject) -> None:
     """gives each sample of a packed row what it gives that sample alone."""
-    with stirred_decoder(subject) as decoder:
+    with stirred_tiny(subject) as decoder:
         for lengths in PATTERNS:
             ids = random_ids(subject, sum(lengths))
             packed = logits_of(decoder, ids, lengths).split(lengths)
@@ -126,7 +115,7 @@ def looks_back_only(subject: Subject) -> None:
     """lets a token depend on itself and on what came before it in its own sample, and on nothing else."""
     before = sum(LENGTHS[:2])
     place = before + 7  # the eighth token of the third sample
-    with stirred_decoder(subject) as decoder:
+    with stirred_tiny(subject) as decoder:
         x = decoder.embed(random_ids(subject, sum(LENGTHS))).detach().requires_grad_()
         hidden = decoder(x, Segments.of(LENGTHS))
         (hidden[place] * torch.randn(hidden.shape[1])).sum().backward()
@@ -148,7 +137,7 @@ def looks_back_only(subject: Subject) -> None:
 @torch.no_grad()
 def works_from_embeddings_alone(subject: Subject) -> None:
     """works from the embeddings that it is given, whatever they are, and leaves them as they are."""
-    with stirred_decoder(subject) as decoder:
+    with stirred_tiny(subject) as decoder:
         segments = Segments.of(LENGTHS)
         x = decoder.embed(random_ids(subject, sum(LENGTHS))) + 0.0  # its own rows may be what embed gives
         before = x.clone()
@@ -167,7 +156,7 @@ def works_from_embeddings_alone(subject: Subject) -> None:
 @torch.no_grad()
 def cached_equals_plain(subject: Subject) -> None:
     """gives with a cache, token by token, what it gives for the whole text at once."""
-    with stirred_decoder(subject) as decoder:
+    with stirred_tiny(subject) as decoder:
         for lengths in CACHED:
             texts = [random_ids(subject, length + STEPS, seed) for seed, length in enumerate(lengths)]
             for text, each in zip(texts, _read(decoder, texts, lengths), strict=True):
@@ -197,7 +186,7 @@ def _read(decoder: Any, texts: Sequence[Tensor], lengths: Sequence[int]) -> list
 @torch.no_grad()
 def keeps_caches_apart(subject: Subject) -> None:
     """keeps what it has read in the cache that it is given, and nowhere else."""
-    with stirred_decoder(subject) as decoder:
+    with stirred_tiny(subject) as decoder:
         texts = [random_ids(subject, 6, seed) for seed in (0, 1)]
         expected = [decoder(decoder.embed(text), Segments.of([6])) for text in texts]
         caches = [decoder.new_cache(1, 6) for _ in texts]

@@ -10,7 +10,7 @@ from nanovlm.components import PatchGrid
 from nanovlm.errors import ConfigError
 from nanovlm.testing.checks import Subject, Violation, check, doing
 from nanovlm.testing.compiling import require_compiled
-from nanovlm.testing.models import GRID, TEXT_DIM, given_to, require_gradients, tiny, tiny_on_meta
+from nanovlm.testing.models import GRID, TEXT_DIM, given_to, output_of, require_gradients, tiny, tiny_on_meta
 
 GRIDS = (GRID, PatchGrid(8, 8, 12), PatchGrid(16, 16, 8), PatchGrid(6, 4, 5))
 ODD_GRIDS = (PatchGrid(5, 7, 8), PatchGrid(9, 9, 8), PatchGrid(3, 11, 8))
@@ -32,11 +32,11 @@ def tokens_as_promised(subject: Subject) -> None:
 
 
 def _require_tokens(subject: Subject, projector: torch.nn.Module, grid: PatchGrid) -> None:
-    if not isinstance(count := getattr(projector, "num_tokens", None), int):
-        raise Violation(f"has num_tokens={count!r}: set self.num_tokens in __init__, a whole number")
+    if not isinstance(count := getattr(projector, "num_tokens", None), int) or count < 1:
+        raise Violation(f"has num_tokens={count!r}: set self.num_tokens in __init__, an int of at least 1")
     for batch in (1, 3):
         patches = given_to(subject, projector, batch, grid)
-        tokens = projector(patches)
+        tokens = output_of(subject, projector, patches)
         shape = tuple(tokens.shape)
         if shape != (expected := (batch, count, TEXT_DIM)):
             raise Violation(
@@ -68,16 +68,18 @@ def unsuited_grids_are_refused(subject: Subject) -> None:
 
 
 def _require_advice(subject: Subject, grid: PatchGrid, words: str) -> None:
-    """A refusal names the option or the grid; an option's gives values that would suit."""
+    """A refusal names the option or the grid; that of a number gives others that would suit."""
     options = subject.config.model_dump()
-    named = [option for option in options if option in words]
+    named = [option for option in options if re.search(rf"\b{option}\b", words)]
     numbers = {int(number) for number in re.findall(r"\d+", words)}
     if not named and not {grid.height, grid.width} <= numbers:
         raise Violation(f"refuses the {grid.height} x {grid.width} grid by {words!r}: name the option and the grid")
-    said = {grid.height, grid.width, grid.dim, grid.height * grid.width, *(options[option] for option in named)}
-    if named and not numbers - said:
+    counts = {option: options[option] for option in named if isinstance(options[option], int)}
+    said = {grid.height, grid.width, grid.dim, grid.height * grid.width, *counts.values()}
+    if counts and not numbers - said:
+        option, value = next(iter(counts.items()))
         raise Violation(
-            f"refuses {named[0]}={options[named[0]]!r} for the {grid.height} x {grid.width} grid by {words!r}: list "
+            f"refuses {option}={value!r} for the {grid.height} x {grid.width} grid by {words!r}: list "
             "the values that would suit it"
         )
 

@@ -17,7 +17,7 @@ from PIL import Image
 from nanovlm.components import Tracker
 from nanovlm.data.dataset import Sample, Turn
 from nanovlm.evaluation.evaluator import Answered, Evaluation, Item
-from nanovlm.testing.checks import Subject, Violation, check, doing
+from nanovlm.testing.checks import Subject, Violation, check, doing, log_file
 from nanovlm.testing.models import few
 from nanovlm.testing.surroundings import Surroundings, elsewhere, randomness_untouched
 from nanovlm.training.run import Run
@@ -134,8 +134,11 @@ def tell(subject: Subject, run: Run, moments: Sequence[Moment]) -> None:
         moment.tell(tracker, subject)
 
 
-class Terminal(io.StringIO):
+class Terminal(io.TextIOWrapper):
     """Where progress is shown live."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8")
 
     def isatty(self) -> bool:
         return True
@@ -155,7 +158,7 @@ def is_a_tracker_of_its_run(subject: Subject) -> None:
 @check("tracker")
 def can_be_told_every_moment(subject: Subject) -> None:
     """can be told every moment of a run, also of a step without a loss, in a terminal and in a log file."""
-    for output in (io.StringIO(), Terminal()):
+    for output in (log_file(), Terminal()):
         with new_run() as (run, _), redirect_stdout(output), redirect_stderr(output):
             tell(subject, run, [*until_its_end(run), finished()])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from nanovlm.data.dataset import Benchmark
 from nanovlm.experiment import parse_experiment
 from nanovlm.testing.checks import NotHere, Subject, Violation, check, doing
 from nanovlm.testing.companions import NAME, beside
+from nanovlm.testing.language_decoders import ROOM
 from nanovlm.testing.models import MODELS, tiny
 from nanovlm.training.launch import train_recipe
 
@@ -77,6 +79,7 @@ def run(subject: Subject, **changes: Any) -> Trained:
         summary = train_recipe(recipe, place)
         events = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [event["loss"] for event in events if event.get("event") == "step" and "loss" in event]
+    losses = [math.nan if loss is None else loss for loss in losses]  # JSON has no NaN
     return Trained(losses, summary.get("skipped", {}))
 
 
@@ -84,7 +87,9 @@ def _experiment(subject: Subject, rates: dict[str, float]) -> dict[str, Any]:
     """Four samples a step; of the companions' data there are no more, so that each step sees the same."""
     tested = {"name": subject.entry.name, **subject.config.model_dump(exclude_unset=True)}
     chosen = {kind: tested if kind == subject.kind else {"name": NAME} for kind in (*ROLES, "dataset")}
-    text, images = (1024, 8) if subject.kind == "dataset" else (96, 1)
+    if subject.kind == "dataset":  # may have long samples
+        chosen["language_decoder"] = {"name": NAME, "max_positions": 8192}
+    text, images = (4096, 64) if subject.kind == "dataset" else (ROOM - 4, 1)
     return {
         "name": "check",
         **{role: chosen[role] for role in ROLES},

@@ -8,7 +8,7 @@ from nanovlm.components import ImageSpec, PatchGrid
 from nanovlm.testing.blocks import require_blocks
 from nanovlm.testing.checks import Subject, Violation, check
 from nanovlm.testing.compiling import require_compiled
-from nanovlm.testing.models import given_to, tiny
+from nanovlm.testing.models import given_to, output_of, tiny
 
 
 @check("vision_encoder")
@@ -20,7 +20,7 @@ def patches_as_promised(subject: Subject) -> None:
             raise Violation(f"has no `{name}`: set self.{name} = {kind.__name__}(...) in __init__")
     grid = encoder.grid
     for batch in (1, 3):
-        patches = encoder(given_to(subject, encoder, batch))
+        patches = output_of(subject, encoder, given_to(subject, encoder, batch))
         expected = (batch, grid.height * grid.width, grid.dim)
         if tuple(patches.shape) != expected:
             raise Violation(
@@ -45,12 +45,13 @@ def patches_in_reading_order(subject: Subject) -> None:
     for row, column in sorted((max(0, row), column) for row, column in corners):
         changed = pixels.clone()
         changed[..., row * height : (row + 1) * height, column * width : (column + 1) * width] ^= 255
-        most = int((encoder(changed)[0] - plain).norm(dim=-1).argmax())
-        if most != (expected := row * grid.width + column):
+        moved = (encoder(changed)[0] - plain).norm(dim=-1)  # (N,)
+        expected = row * grid.width + column
+        if moved[expected] < moved.max() / 2:  # where a convolution looks across borders, a neighbour may change more
             raise Violation(
-                f"changes patch {most} most where pixels of row {row}, column {column} of its {grid.height} x "
-                f"{grid.width} grid change; in reading order that is patch {expected}: is the grid transposed, or are "
-                "prefix tokens in front?"
+                f"changes patch {int(moved.argmax())} most where pixels of row {row}, column {column} of its "
+                f"{grid.height} x {grid.width} grid change; in reading order that is patch {expected}: is the grid "
+                "transposed, or are prefix tokens in front?"
             )
 
 

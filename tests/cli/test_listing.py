@@ -134,6 +134,9 @@ def test_a_name_that_two_plugins_claim_is_shown_as_it_must_be_written(site):
     assert "written their-plugins:pixel_shuffle" in out
     one = nanovlm("list", "pixel_shuffle").out
     assert "several plugins claim this name: write 'their-plugins:pixel_shuffle'" in one
+    theirs = nanovlm("list", "their-plugins:pixel_shuffle").out
+    assert "from their-plugins" in theirs
+    assert "from nanovlm" not in theirs
 
 
 def test_a_plugin_that_does_not_load_is_listed_with_its_version(tmp_path, monkeypatch):
@@ -219,6 +222,13 @@ def test_a_page_without_a_place_for_the_table_is_left_as_it_is(tmp_path):
     assert (tmp_path / "page.md").read_text() == "# A page\n<!-- end -->\n"
     done = nanovlm("list", "--markdown", tmp_path / "no.md")
     assert (done.status, "no.md: cannot be read: No such file" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("option", [("--json",), ("--plugin", "mine.py")])
+def test_a_page_is_about_what_comes_with_nanovlm_and_no_json(option):
+    done = nanovlm("list", "--markdown", "-", *option)
+    assert (done.status, done.out) == (2, "")
+    assert "--markdown writes a table of what comes with nanovlm: leave --plugin and --json out" in done.err
 
 
 @pytest.mark.parametrize("option", [("--experiments",), ("--markdown", "-")])

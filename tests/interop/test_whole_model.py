@@ -1,5 +1,9 @@
 """``weights:`` that name a whole model: fine-tuning starts from its components."""
 
+import json
+import shutil
+import warnings
+
 import pytest
 import torch
 from tiny import tiny_experiment, tiny_model, tiny_recipe
@@ -131,6 +135,19 @@ def test_another_component_than_the_models_is_refused(saved):
         f"projector: weights={str(saved)!r} is a whole model, and its projector is pixel_shuffle, not average_pool: "
         "name pixel_shuffle here, or other weights"
     ) in str(caught.value)
+
+
+def test_of_another_component_nothing_is_said_about_its_package(saved, tmp_path):
+    """That it comes from elsewhere than this one is no wonder."""
+    folder = shutil.copytree(saved, tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    content["projector"]["name"] = "gone"
+    content["plugins"]["projector"] = {"module": "theirs", "distribution": "theirs", "version": "1.0"}
+    (folder / "config.json").write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigError, match="its projector is gone, not pixel_shuffle"):
+            recipe_of(starting_from(folder, roles=["projector"]))
 
 
 def test_other_options_than_the_models_are_refused(saved):

@@ -12,6 +12,7 @@ from nanovlm.lab.problems import said_once
 from nanovlm.planning import plan
 
 PEAK = 1e9  # of the machine that the tests imagine
+FALLING = "training.schedule=warmup_stable_decay"
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,23 @@ def test_a_component_that_there_is_not(error):
 def test_variants_that_come_to_the_same_once_every_default_is_written_out(error):
     message = error("{variants: {as_it_is: {}, two: {projector.factor: 2}, one: {projector.factor: 1}}, baseline: one}")
     assert message == "as_it_is, two come to the same experiment; leave all but one of them out"
+
+
+def test_variants_that_differ_in_what_nothing_reads(error, planned):
+    reason = "nothing reads training.decay, because training.schedule is cosine"
+    assert error("{variants: {as_it_is: {}, decay: {training.decay: 0.5}}, baseline: as_it_is}") == (
+        f"as_it_is, decay come to the same experiment ({reason}); leave all but one of them out"
+    )
+    planned("{axes: {training.decay: [0.2, 0.5]}, baseline: {training.decay: 0.2}}", FALLING)
+
+
+def test_a_setting_that_no_variant_reads(error, planned):
+    assert error(factors(2, 1), "training.decay=0.5") == (
+        "override training.decay=0.5: nothing reads it, because training.schedule is cosine; "
+        f"leave it out, or set {FALLING}"
+    )
+    axes = "{axes: {training.schedule: [cosine, warmup_stable_decay]}, baseline: {training.schedule: cosine}}"
+    planned(axes, "training.decay=0.5")  # one of them reads it
 
 
 @pytest.mark.parametrize("budget", ["training.steps=5", "training.samples=40"])

@@ -1,4 +1,4 @@
-"""Benchmarks that break one promise each: the sound companion with one small change (see broken_models.py)."""
+"""Benchmarks that break one promise each: the sound companion with one small change."""
 
 from itertools import count
 
@@ -50,6 +50,11 @@ class HardToPlease(Data):
 class EasyToPlease(Data):
     def score(self, prediction, sample):
         return float(bool(prediction))
+
+
+class Generous(Data):
+    def score(self, prediction, sample):
+        return 1.0 if prediction == self.answer(sample) else 0.9 * bool(prediction)
 
 
 class Percent(Data):
@@ -106,6 +111,7 @@ BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     ],
     "knows right from wrong": [
         (KIND, HardToPlease, "scores 'yellow' with 0.5, where the answer of sample 'companion/yellow' is 'yellow' an"),
+        (KIND, Generous, "scores 'xyzzy' with 0.9, where the answer of sample 'companion/yellow' is 'yellow' and 0, o"),
         (KIND, EasyToPlease, "scores 'xyzzy' with 1.0, where the answer of sample 'companion/yellow' is 'yellow' a"),
     ],
     "scores stay in bounds": [

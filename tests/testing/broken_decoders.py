@@ -1,4 +1,4 @@
-"""Decoders that break one promise each: the sound companion with one small change (see broken_models.py)."""
+"""Decoders that break one promise each: the sound companion with one small change."""
 
 import torch
 from torch import nn
@@ -33,6 +33,12 @@ class Dimless(Decoder):
     def __init__(self, config):
         super().__init__(config)
         del self.dim
+
+
+class OtherDim(Decoder):
+    def __init__(self, config):
+        super().__init__(config)
+        self.dim //= 2
 
 
 class OneLogitShort(Decoder):
@@ -240,6 +246,7 @@ BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     "shapes as promised": [
         (KIND, Uncounted, "has Config.vocab_size='257': give the number of token embeddings, V, there"),
         (KIND, Dimless, "has dim=None: set self.dim in __init__"),
+        (KIND, OtherDim, "gives (31, 32) from embed(ids), ids (T,); with T=31, dim=16 and vocab_size=257 that should"),
         (KIND, OneLogitShort, "gives (31, 256) from logits(hidden), hidden (T, D); with T=31, dim=32 and vocab_size="),
         (KIND, FlatLogits, "gives (6, 257) from logits(hidden), hidden (2, 3, D)"),
         (KIND, HalfInside, "gives torch.bfloat16 from forward(x, segments), x (T, D) outside of autocast"),

@@ -130,6 +130,8 @@ def register_projectors(register):
 """
 
 
+ENDS = "import os, sys; 'pytest' in sys.modules or os._exit(3)"
+
 BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     "options are documented": [
         ("projector", Undocumented, "says nothing about depth: put a docstring under each option of `Config`"),
@@ -155,6 +157,7 @@ BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     "watching changes nothing": [("tracker", WritesOverTheLog, "changes the run that it watches: its losses are []")],
     "imports quickly": [
         ("projector", plugin("import matplotlib"), "imports matplotlib as soon as it is imported"),
+        ("projector", plugin(ENDS), "cannot be imported in a process of its own: it ends the process"),
         ("projector", plugin("time.sleep(1.2)"), "s to import, where 1 s is the most"),
     ],
     "imports without a trace": [

@@ -17,6 +17,44 @@ class LeaksALittle(Projector):
         return super().forward(patches + 1e-7 * patches.mean(0))
 
 
+class RemembersItsFirst(Projector):
+    def forward(self, patches):
+        if not hasattr(self, "mean"):
+            self.mean = patches.detach().mean()
+        return super().forward(patches - self.mean)
+
+
+class DividesByZero(Projector):
+    def forward(self, patches):
+        return super().forward(patches) / 0
+
+
+class NormalisesOverPictures(Projector):
+    def __init__(self, config, grid, text_dim):
+        super().__init__(config, grid, text_dim)
+        self.norm = nn.BatchNorm1d(text_dim)
+
+    def forward(self, patches):
+        return self.norm(super().forward(patches).transpose(1, 2)).transpose(1, 2)
+
+
+class Detached(Projector):
+    def forward(self, patches):
+        return super().forward(patches.detach())
+
+
+class ChangesItsInput(Projector):
+    def forward(self, patches):
+        patches -= patches.mean(dim=1, keepdim=True)
+        return super().forward(patches)
+
+
+class Frozen(Projector):
+    @torch.no_grad()
+    def forward(self, patches):
+        return super().forward(patches)
+
+
 class Blind(Encoder):
     def forward(self, pixels):
         return super().forward(pixels * 0)
@@ -60,6 +98,14 @@ class WithClassToken(Encoder):
     def forward(self, pixels):
         patches = super().forward(pixels)
         return torch.cat((patches[:, :1], patches), dim=1)
+
+
+class KeepsItsClassToken(Encoder):
+    """In the place of the last patch."""
+
+    def forward(self, pixels):
+        patches = super().forward(pixels)
+        return torch.cat((patches.mean(dim=1, keepdim=True), patches[:, :-1]), dim=1)
 
 
 class HalfInside(Encoder):
@@ -128,9 +174,17 @@ BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     "pictures do not mix": [
         ("vision_encoder", Centred, "something else for a picture among others than for the same alone (off by"),
         ("projector", LeaksALittle, "mixes pictures, if only a little: what it gives for one depends on others"),
+        ("projector", RemembersItsFirst, "so compute nothing over it, and keep nothing from one call to the next"),
+        ("projector", DividesByZero, "gives numbers that are not finite"),
+        ("projector", NormalisesOverPictures, "in training, where the others beside it are other ones (off by"),
+        ("projector", Detached, "gives no gradient to the patches, so that the encoder before it learns nothing"),
         ("vision_encoder", Blind, "gives the same for two different pictures"),
     ],
+    "input is left alone": [
+        ("projector", ChangesItsInput, "changes what it is given: write `x = x + ...`, not `x += ...`"),
+    ],
     "every parameter learns": [
+        ("projector", Frozen, "gives what no gradient goes through: is it computed under torch.no_grad, or detached?"),
         ("projector", Idle, "gives no gradient to unused.weight, unused.bias: use it in `forward`"),
         ("projector", RootOfZero, "gives gradients that are no finite numbers to linear.bias"),
     ],
@@ -149,6 +203,7 @@ BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     ],
     "patches in reading order": [
         ("vision_encoder", Transposed, "changes patch 12 most where pixels of row 0, column 3 of its 4 x 4 grid"),
+        ("vision_encoder", KeepsItsClassToken, "in reading order that is patch 0: is the grid transposed, or are pre"),
     ],
     "blocks are its parts": [
         ("vision_encoder", WithoutBlocks, "has no `blocks`: list its layers there"),

@@ -18,6 +18,11 @@ class Uncounted(Projector):
         del self.num_tokens
 
 
+class GivesTwo(Projector):
+    def forward(self, patches):
+        return super().forward(patches), patches
+
+
 class CountsByWeights(Projector):
     def __init__(self, config, grid, text_dim):
         super().__init__(config, grid, text_dim)
@@ -79,6 +84,7 @@ BROKEN: dict[str, list[tuple[str, type | str, str]]] = {
     "tokens as promised": [
         ("projector", OneTooMany, "gives (1, 4, 24) for patches (1, 16, 16) of a 4 x 4 grid; with num_tokens=5"),
         ("projector", Uncounted, "has num_tokens=None: set self.num_tokens in __init__"),
+        ("projector", GivesTwo, "gives tuple from `forward`, where one tensor is expected"),
         ("projector", CountsByWeights, "has num_tokens=1 on `meta`, and 4 for real"),
         ("projector", LargeGridsOnly, "refuses the 4 x 4 grid (a grid of 8 rows at least): `Config.tiny()`"),
     ],

@@ -1,4 +1,4 @@
-"""Streams that break one promise each: a sound one with one small change (see broken_models.py)."""
+"""Streams that break one promise each: a sound one with one small change."""
 
 import threading
 from dataclasses import replace

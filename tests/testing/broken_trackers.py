@@ -1,4 +1,4 @@
-"""Trackers that break one promise each: the sound companion with one small change (see broken_models.py)."""
+"""Trackers that break one promise each: the sound companion with one small change."""
 
 import os
 import random

@@ -1,6 +1,7 @@
 """How checks are found, made and reported; what each of them looks for is tested in test_every_check_can_fail.py."""
 
 import time
+import traceback
 import unittest
 
 import pytest
@@ -11,11 +12,11 @@ from broken_pictures import Centred, Idle
 from broken_projectors import OneTooMany
 from torch import nn
 
-from nanovlm import ComponentConfig, ConfigError, PluginError, load_plugins
+from nanovlm import ComponentConfig, ConfigError, Dataset, PluginError, load_plugins
 from nanovlm.plugins import Registries
 from nanovlm.testing import Violation, building, check_component, checks_of
 from nanovlm.testing.checks import KINDS, bound_to, find
-from nanovlm.testing.companions import COMPANIONS, Encoder, Projector
+from nanovlm.testing.companions import COMPANIONS, Data, Encoder, Projector
 
 
 def outcome_of(cls: type, kind: str, name: str):
@@ -76,7 +77,9 @@ def test_an_unknown_name_suggests_a_known_one():
 def test_a_name_of_two_kinds_asks_which(tmp_path):
     file = tmp_path / "shapes_too.py"
     file.write_text(plugin("").replace('"mine"', '"shapes"'), encoding="utf-8")
-    with pytest.raises(ConfigError, match="2 kinds: say which by --kind projector or --kind dataset"):
+    with pytest.raises(
+        ConfigError, match=r"2 kinds: say which by --kind projector or --kind dataset \(in Python: kind="
+    ):
         checks_of("shapes", plugins=[file])
     assert checks_of("shapes", kind="projector", plugins=[file])[0].subject.kind == "projector"
 
@@ -101,6 +104,45 @@ def test_an_error_that_nobody_expects_is_the_sentence():
     assert outcome_of(Stumbling, "projector", "pictures do not mix").problem == "raises KeyError: 'nothing here'"
 
 
+class LeftOut(Data):
+    id = Dataset.id
+
+
+class EndsTheProcess(Projector):
+    def forward(self, patches):
+        raise SystemExit(3)
+
+
+class NoModule:
+    Config = Projector.Config
+
+    def __init__(self, config, grid, text_dim):
+        pass
+
+
+def test_a_method_that_was_left_out_is_named():
+    problem = outcome_of(LeftOut, "dataset", "ids are known unread").problem
+    assert problem == "raises NotImplementedError() in `id`"
+
+
+def test_a_component_cannot_end_the_checks():
+    assert outcome_of(EndsTheProcess, "projector", "pictures do not mix").problem == "raises SystemExit(3)"
+
+
+def test_what_is_no_module_is_told_so():
+    assert outcome_of(NoModule, "projector", "tiny is quick").problem.startswith("is no nn.Module: derive it from")
+
+
+class NotANumber(Projector):
+    def forward(self, patches):
+        return super().forward(patches) / 0
+
+
+def test_a_loss_that_is_no_number_does_not_fall():
+    problem = outcome_of(NotANumber, "projector", "learns under the trainer").problem
+    assert problem.startswith("does not bring the loss down in 5 steps, at learning rates of 0.01 and 0.001: nan ")
+
+
 def test_an_error_in_a_plugin_names_its_line(tmp_path):
     file = tmp_path / "mine.py"
     body = "class Mine(Projector):\n    def forward(self, patches):\n        raise KeyError('nothing here')\n"
@@ -108,6 +150,24 @@ def test_an_error_in_a_plugin_names_its_line(tmp_path):
     (check,) = [check for check in checks_of("mine", plugins=[file]) if str(check) == "pictures do not mix"]
     line = file.read_text().splitlines().index("        raise KeyError('nothing here')") + 1
     assert check.outcome().problem == f"raises KeyError: 'nothing here' (mine.py, line {line})"
+
+
+def test_in_a_test_the_plugins_own_traceback_is_shown():
+    for name in ("pictures do not mix", "half precision does"):
+        (check,) = [check for check in checks_of(Stumbling, kind="projector") if str(check) == name]
+        with pytest.raises(Violation, match="KeyError: 'nothing here'") as failed:
+            check()
+        cause = failed.value.__cause__
+        assert isinstance(cause, KeyError)
+        assert traceback.extract_tb(cause.__traceback__)[-1].name == "forward"
+
+
+def test_a_sentence_that_comes_again_is_told_once():
+    with pytest.raises(Violation) as failed:
+        check_component(Stumbling, kind="projector")
+    said = str(failed.value)
+    assert said.count("raises KeyError: 'nothing here'") == 1
+    assert "\n- every parameter learns: the same as `global randomness is left alone`" in said
 
 
 def test_a_slow_tiny_is_told_how_long_it_takes(monkeypatch):

@@ -6,6 +6,7 @@ from broken_decoders import CrossesBorders, Layered
 from torch import nn
 
 from nanovlm import attention, varlen
+from nanovlm.kv_cache import KVCache
 from nanovlm.plugins import Registries
 from nanovlm.testing.checks import bound_to, find
 from nanovlm.testing.companions import Decoder, Layer
@@ -64,6 +65,34 @@ class PlainText(Decoder):
         """No adapters."""
 
 
+class Short(Decoder):
+    """As short as a tiny one may be, with one table for both ends of it."""
+
+    class Config(Decoder.Config):
+        max_positions: int = 64
+        """Tokens."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head.weight = self.embedding.weight
+
+
+class KeepsNoConfig(Decoder):
+    """What it needs of its options it keeps by itself."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.config
+        self.sizes = config
+
+    def load_pretrained(self):
+        pass
+
+    def new_cache(self, samples, max_tokens):
+        heads, like = self.sizes.num_heads, self.embedding.weight
+        return KVCache(self.sizes.num_layers, samples, max_tokens, heads, self.dim // heads, like)
+
+
 class ZeroBranch(Layer):
     def __init__(self, config, number):
         super().__init__(config, number)
@@ -82,7 +111,7 @@ class LeaksFromZero(CrossesBorders):
             nn.init.zeros_(block.output.bias)
 
 
-@pytest.mark.parametrize("cls", [Sums, PlainText, BeginsAtZero])
+@pytest.mark.parametrize("cls", [Sums, PlainText, Short, KeepsNoConfig, BeginsAtZero])
 def test_all_of_it_passes(cls):
     assert {name: outcome.problem for name, outcome in outcomes(cls).items() if outcome.problem} == {}
 

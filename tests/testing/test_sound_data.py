@@ -1,5 +1,7 @@
 """What a dataset may do, and no check holds against it."""
 
+from difflib import SequenceMatcher
+
 import pytest
 from broken_streams import ByOption, Stream
 
@@ -53,6 +55,25 @@ class QuestionsOnly(Data):
         return {"loose_accuracy": loose, "loose_ci95": [0.0, 1.0], "gains": {name: 0.5 for name in controls}}
 
 
+class CountsLetters(Data):
+    """Of wrong words too, a few are right."""
+
+    def score(self, prediction, sample):
+        return SequenceMatcher(None, prediction, self.answer(sample)).ratio()
+
+    def answer(self, sample):
+        return f"lazy {super().answer(sample)}"
+
+
+class ManyPictures(Data):
+    """A film, and a long story about it."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        story = Turn("<image>" * 20 + "What happens?", f"It is {self.colours[index]}. " * 100)
+        return Sample(sample.images * 20, [story], sample.id)
+
+
 class InParts(Stream):
     """States of its own, and rows whose order is not the ranks'."""
 
@@ -70,7 +91,9 @@ class InSubsets(Stream):
         return (Row(row.id, row.content, "light" if row.id.endswith("white") else "dark") for row in super().stream())
 
 
-@pytest.mark.parametrize("cls", [Training, QuestionsOnly, Stream, ByOption, InParts, InSubsets])
+@pytest.mark.parametrize(
+    "cls", [Training, QuestionsOnly, CountsLetters, ManyPictures, Stream, ByOption, InParts, InSubsets]
+)
 def test_all_of_it_passes(cls):
     checks = bound_to(find(cls, "dataset", Registries()))
     learns = {"learns under the trainer"} if cls is QuestionsOnly else set()  # there is nothing to train on

@@ -3,13 +3,16 @@
 import os
 import re
 import socket
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from tiny import tiny_recipe
 
+from nanovlm.plugins import Registries
 from nanovlm.testing import trackers
+from nanovlm.testing.checks import bound_to, find
 from nanovlm.testing.companions import Diary
 from nanovlm.testing.surroundings import elsewhere
 from nanovlm.training import launch
@@ -60,6 +63,29 @@ def test_the_checks_tell_all_that_a_run_does(told, ours):
 def test_a_run_that_goes_on_begins_behind_its_checkpoint(tmp_path):
     assert [moment.given[0]["step"] for moment in trackers.steps(done=2)] == [3, 4]
     assert trackers.started(Run(tmp_path, "check"), done=2).given[0]["done_steps"] == 2
+
+
+class KeepsFilesOpen(Diary):
+    """Writes bytes on the screen, and into a file of its own until the end."""
+
+    def started(self, facts):
+        self.file = (self.run.folder / "losses.txt").open("a")
+        sys.stdout.buffer.write(f"begins, in {sys.stdout.encoding}\n".encode())
+
+    def step_finished(self, metrics):
+        self.file.write(f"{metrics.get('loss')}\n")
+
+    def finished(self, summary):
+        self.file.close()
+
+    def failed(self, error):
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+def test_a_sound_tracker_passes():
+    outcomes = [bound.outcome() for bound in bound_to(find(KeepsFilesOpen, "tracker", Registries()))]
+    assert {outcome.check.name: outcome.problem for outcome in outcomes if outcome.problem} == {}
 
 
 def test_elsewhere_there_is_no_network_no_file_and_no_home():
