@@ -10,7 +10,7 @@ from nanovlm.components import LanguageDecoder, TextConfig, VisionEncoder
 from nanovlm.data.conversation import read_template
 from nanovlm.data.dataset import Benchmark, Dataset, Split
 from nanovlm.data.image_format import FORMATS
-from nanovlm.errors import ConfigError, DataError, NanoVLMError, join
+from nanovlm.errors import ConfigError, DataError, NanoVLMError, PluginError, join
 from nanovlm.experiment import Experiment, Named
 from nanovlm.hub import HubError
 from nanovlm.merging import ROLES as ROLES
@@ -124,7 +124,13 @@ class Blueprint:
 
     def build_projector(self, encoder: VisionEncoder, decoder: LanguageDecoder) -> Any:
         with located("projector"):
-            return self.projector.cls(self.projector.config, grid=encoder.grid, text_dim=decoder.dim)
+            projector = self.projector.cls(self.projector.config, grid=encoder.grid, text_dim=decoder.dim)
+            if not isinstance(getattr(projector, "num_tokens", None), int):
+                raise PluginError(
+                    f"{self.projector.name} has no num_tokens: set self.num_tokens, the image tokens of a picture, in "
+                    f"__init__; `nanovlm check {self.projector.name}` says what else a projector must do"
+                )
+            return projector
 
 
 def choices_of(experiment: Experiment) -> dict[str, Named]:
@@ -193,7 +199,7 @@ class Recipe:
             for where, choice in choices.items():
                 if where.startswith(f"{path}."):
                     with problems:
-                        also = type(choice).model_fields.keys() - {"name"}
+                        also = type(choice).model_fields
                         part = Part.of(registries.at(where), where, choice.name, choice.options, also)
                         found.append(part.resolved() if resolve else part)
             return tuple(found)

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from nanovlm.errors import NanoVLMError
 from nanovlm.experiment import Experiment, Named, NamedBenchmark, NamedDataset
 from nanovlm.lab.ablation import Question
 from nanovlm.merging import ABLATE, BUDGETS, BY_ROLE, ROLES
@@ -72,7 +73,7 @@ def model_part(registry: Registry) -> Json:
         "title": "options",
         "type": "object",
         "description": f"Options of the {registry.kind} of the file that this one extends.",
-        "properties": unnamed | _name_with_origin(registry),
+        "properties": unnamed,
         "additionalProperties": False,
     }
     what = f"The {registry.kind}: its name, or a mapping of its name and its options."
@@ -91,14 +92,8 @@ def entry_of(registry: Registry, keys: type[Named]) -> Json:
         branches.append(
             _mapping(registry, entry, beside | config.get("properties", {}), ["name", *config.get("required", ())])
         )
-    anything = {
-        "title": "origin:name",
-        "type": "object",
-        "properties": _name_with_origin(registry),
-        "required": ["name"],
-    }
     bare = [entry for entry in registry if "required" not in _schema_of_config(entry)]
-    return {"anyOf": [*branches, anything, *_names(registry, bare)]}
+    return {"anyOf": [*branches, *_names(registry, bare)]}
 
 
 def ablation_schema() -> Json:
@@ -198,7 +193,7 @@ def _options(entry: Entry) -> Json:
 def _mapping(registry: Registry, entry: Entry, options: Json, required: list[str]) -> Json:
     """One component by its name, with its options."""
     about = {"description": entry.doc} if entry.doc else {}
-    name = {"const": _spelled(registry, entry)} | about
+    name = {"anyOf": [{"const": _spelled(registry, entry)}, _with_origin(registry, [entry])]} | about
     return {
         "title": entry.name,
         "type": "object",
@@ -215,16 +210,38 @@ def _spelled(registry: Registry, entry: Entry) -> str:
 
 def _names(registry: Registry, entries: Iterable[Entry]) -> list[Json]:
     """A component by nothing but its name."""
+    entries = list(entries)
     offered = [_spelled(registry, entry) for entry in entries]
-    return [{"title": "its name", "type": "string", "enum": offered}, _name_with_origin(registry)["name"]]
+    return [{"title": "its name", "type": "string", "enum": offered}, _with_origin(registry, entries)]
 
 
-def _name_with_origin(registry: Registry) -> Json:
+def _with_origin(registry: Registry, entries: Iterable[Entry]) -> Json:
     """``origin:name``: it may stand where it need not, and is not offered there."""
-    known = sorted({entry.name for entry in registry})
-    escaped = "|".join(re.sub(r"[\\^$.|?*+()\[\]{}/]", r"\\\g<0>", name) for name in known)
-    message = f"unknown {registry.kind}; known here: {', '.join(known)}"
-    return {"name": {"title": "origin:name", "type": "string", "pattern": f"^.+:({escaped})$", "errorMessage": message}}
+    origins = {entry: "|".join(map(_escaped, _origins(registry, entry))) for entry in entries}
+    taken = "|".join(f"({before}):{_escaped(entry.name)}" for entry, before in origins.items())
+    known = ", ".join(sorted({_spelled(registry, entry) for entry in registry}))
+    message = f"unknown {registry.kind}; known here: {known}"
+    return {"title": "origin:name", "type": "string", "pattern": f"^({taken})$", "errorMessage": message}
+
+
+def _origins(registry: Registry, entry: Entry) -> list[str]:
+    """What may stand before the colon. An installed plugin's path may, too, but is another one on every machine."""
+    plugin = entry.plugin
+    module = plugin.module.rpartition(".")[2]
+    spoken = dict.fromkeys((plugin.distribution, module, plugin.module, *(() if plugin.version else (plugin.path,))))
+    return [origin for origin in spoken if _is_found(registry, f"{origin}:{entry.name}", entry)]
+
+
+def _is_found(registry: Registry, name: str, entry: Entry) -> bool:
+    try:
+        return registry.find(name) is entry
+    except NanoVLMError:  # another plugin has this origin, too
+        return False
+
+
+def _escaped(text: str) -> str:
+    """For a pattern in JavaScript's dialect."""
+    return re.sub(r"[\\^$.|?*+()\[\]{}/]", r"\\\g<0>", text)
 
 
 def _any_of(schemas: list[Json]) -> Json:

@@ -18,11 +18,12 @@ from nanovlm.blueprint import Blueprint, collected, located
 from nanovlm.components import LanguageDecoder, VisionEncoder, device_of
 from nanovlm.data.conversation import TextFormat, load_text_format
 from nanovlm.data.packing import PackedRow
-from nanovlm.errors import CheckpointError, DataError, SkipSample
+from nanovlm.errors import DataError, SkipSample
 from nanovlm.hub import Unreachable
 from nanovlm.interop.exported import own_folder
 from nanovlm.model_folder import caution, has_tokenizer, kept_plugins, read_config, read_weights, replaced, write_config
 from nanovlm.plugins import Registries, load_plugins
+from nanovlm.promises import as_many_as_promised, as_promised
 from nanovlm.recorded_plugins import of_model
 from nanovlm.seeding import seeded
 from nanovlm.weights import load_weights, tied_once
@@ -86,21 +87,19 @@ class VisionLanguageModel(nn.Module):
         x = self.language_decoder.embed(row.token_ids)
         if len(row.pixels) == 0:
             return x
-        image_tokens = self.projector(self.encode(row.pixels)).flatten(0, 1)  # (B*M, D)
+        image_tokens = self.project(self.encode(row.pixels)).flatten(0, 1)  # (B*M, D)
         image_tokens = image_tokens[: len(row.image_slots)]  # without those of filling
         return x.index_copy(0, row.image_slots, image_tokens.to(x.dtype))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, N, C), checked against the grid that the encoder declares."""
-        patches: Tensor = self.vision_encoder(pixels)
-        grid = self.vision_encoder.grid
-        expected = (len(pixels), grid.height * grid.width, grid.dim)
-        if patches.shape != expected:
-            raise CheckpointError(
-                f"vision_encoder {self.blueprint.vision_encoder.name}: gives patches {tuple(patches.shape)}, "
-                f"its {grid.height} x {grid.width} grid promises {expected}: does it add prefix tokens or drop patches?"
-            )
-        return patches
+        """(B, 3, H, W) uint8 -> (B, N, C)."""
+        name = self.blueprint.vision_encoder.name
+        return as_promised(self.vision_encoder(pixels), self.vision_encoder.grid, len(pixels), name)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """(B, N, C) -> (B, M, D)."""
+        expected = (len(patches), self.num_image_tokens, self.language_decoder.dim)
+        return as_many_as_promised(self.projector(patches), expected, self.blueprint.projector.name)
 
     def trainable(self, role: str) -> list[nn.Parameter]:
         """What of a component is trained where it is not frozen: all of it, but of a decoder with LoRA the adapters."""

@@ -93,9 +93,11 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def check_lengths(recipe: Recipe) -> VisionLanguageModel:
-    """The model on ``meta``; ConfigError if the experiment's longest sample does not fit a row, or the decoder."""
+    """The model on ``meta``, its projector tried; ConfigError if the longest sample fits no row, or not the decoder."""
     with torch.device("meta"):
         model = VisionLanguageModel(recipe.blueprint)
+        grid = model.vision_encoder.grid
+        model.project(torch.empty(1, grid.height * grid.width, grid.dim))
     data, row = recipe.experiment.data, recipe.experiment.training.tokens_per_row
     longest = data.longest_sample(model.num_image_tokens)
     images = f"{data.max_images} x {model.num_image_tokens}"

@@ -2,7 +2,8 @@
 
 A component that is not installed is refused by its name and the package that had it. One of that name from another
 package is told of, for it may compute something else. Another version of the same package is not: `nanovlm compare
---diff` shows versions and hashes, and weights that do not fit are refused when they are loaded.
+--diff` shows versions and hashes, and weights that do not fit are refused when they are loaded. Only where one run goes
+on is it told that a plugin's file has changed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 from nanovlm.errors import ConfigError, PluginError, join
 from nanovlm.experiment import Named
 from nanovlm.model_folder import kept_plugins
+from nanovlm.places import place_of
 from nanovlm.plugins import DEFAULTS, Registries
 from nanovlm.registry import Plugin, Registry
+from nanovlm.weights import read_json
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ class Record:
         if missing:
             raise PluginError(join(missing))
         return remarks
+
+    def changed(self, chosen: Mapping[str, Named], registries: Registries) -> list[str]:
+        """A sentence for each plugin of the same package whose file is not the one that was recorded."""
+        places: dict[str, list[str]] = {}
+        for where, choice in chosen.items():
+            found = _claimants(registries.at(where), choice.name) if self.knows(where) else []
+            if len(found) == 1 and _is_changed(self.plugins[where], found[0]):
+                places.setdefault(found[0].path, []).append(f"{where} {choice.name!r}")
+        return [
+            f"{', '.join(used)}: its plugin {path} has changed since the run began" for path, used in places.items()
+        ]
 
     def knows(self, where: str) -> bool:
         """Whether it was recorded which plugin was used there."""
@@ -105,9 +119,27 @@ def of_run(folder: Path, provenance: Mapping[str, Any]) -> Record:
     return Record(f"The run in {folder} was made", plugins, folder)
 
 
+def check_own_files(chosen: Mapping[str, Named], registries: Registries) -> list[str]:
+    """``Record.check`` of what was chosen by the ``experiment.yaml`` of a run, with what the run recorded beside it."""
+    by_folder: dict[Path, dict[str, Named]] = {}
+    for where, choice in chosen.items():
+        place = place_of(choice.model_extra, "name")
+        file = Path(place.where) if place and place.line else Path()
+        if file.name == "experiment.yaml" and (file.parent / "provenance.json").is_file():
+            by_folder.setdefault(file.parent, {})[where] = choice
+    records = {folder: of_run(folder, read_json(folder / "provenance.json")) for folder in by_folder}
+    return [remark for folder, choices in by_folder.items() for remark in records[folder].check(choices, registries)]
+
+
 def _plugins(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for made in (provenance, *provenance.get("resumed", ())):
         yield from (plugin for plugin in made.get("plugins", ()) if isinstance(plugin, dict))
+
+
+def _is_changed(recorded: Mapping[str, Any], here: Plugin) -> bool:
+    same_package = recorded.get("distribution", here.distribution) == here.distribution
+    before = recorded.get("sha256")
+    return bool(same_package and before and here.sha256 and before != here.sha256)
 
 
 def _claimants(registry: Registry, name: str) -> list[Plugin]:

@@ -52,6 +52,12 @@ def find_experiment(name: str | Path, folder: Path = Path()) -> Path:
     raise ConfigError(_not_found(name, file))
 
 
+def find_ablation(name: str | Path) -> Path:
+    """The same of those that take several runs: of two experiments of one name it is the one in ``ablations/``."""
+    asking = _by_path().get(f"ablations/{Path(name).as_posix()}")
+    return asking if asking and not Path(name).is_file() else find_experiment(name)
+
+
 def _straight(file: Path) -> Path:
     """Without ``ablations/../``, unless a link makes that another file."""
     straight = Path(os.path.normpath(file))
@@ -64,7 +70,8 @@ def _not_found(name: str | Path, file: Path) -> str:
     if file.suffix in (".yaml", ".yml"):
         hint = f"; the one that comes with nanovlm is called by its name, {file.stem}" if file.stem in shipped else ""
         return missing(file) + hint
-    beside = {other.stem: str(Path(name).parent / other.name) for other in file.parent.glob("*.yaml")}
+    near = [*file.parent.glob("experiments/**/*.yaml"), *file.parent.glob("*.yaml")]  # of two alike the nearest
+    beside = {other.stem: str(Path(name).parent / other.relative_to(file.parent)) for other in near}
     meant = beside | {known: known for known in shipped}
     close = difflib.get_close_matches(file.name, meant, n=1)
     hint = f" Did you mean {meant[close[0]]!r}?" if close else ""

@@ -25,6 +25,10 @@ from nanovlm.data.huggingface import one_colour, picture
 from nanovlm.data.images import ImageSource
 
 FILES = {"train": ("train.jsonl", "metadata.jsonl"), "test": ("test.jsonl",)}
+FORMS = (
+    '{"images": ["a.jpg"], "turns": [{"user": "Who is this?", "assistant": "Tom."}]} '
+    'or {"file_name": "a.jpg", "text": "Tom sleeps."}'
+)
 SHOWN = 5  # lines in one message: a file that is wrong is often wrong everywhere
 
 
@@ -130,7 +134,9 @@ def find(source: str, split: Split) -> Path:
     for name in FILES[split]:
         if (path / name).is_file():
             return path / name
-    raise ConfigError(f"source: the folder {source!r} has no {' and no '.join(FILES[split])}")
+    raise ConfigError(
+        f"source: the folder {source!r} has no {' and no '.join(FILES[split])}, whose lines look like {FORMS}"
+    )
 
 
 def lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -159,6 +165,8 @@ def parse_line(line: str, where: str) -> Conversation | Caption:
         raise DataError(f"{where} holds {half}, half of a character: write both halves, or the character") from None
     if isinstance(content, dict) and "file_name" in content:
         return parse(Caption, content, where)
+    if isinstance(content, dict) and "turns" not in content:
+        raise DataError(f"{where} has neither turns nor file_name: write {FORMS}")
     return parse(Conversation, content, where)
 
 

@@ -80,6 +80,8 @@ def test_one_problem_is_no_list(refused):
             "benchmarks.0: unknown option 'evry'. Did you mean 'every'?",
             "every, image_size, limit",
         ),
+        ("data.train.0.nmae=x", "data.train.0: unknown option 'nmae'. Did you mean 'name'?", "image_size, name, seed"),
+        ("benchmarks.0.nmae=x", "benchmarks.0: unknown option 'nmae'. Did you mean 'name'?", "limit, name, seed"),
     ],
 )
 def test_a_misspelt_key_of_a_list_entry_may_be_the_cores_own(refused, override, hint, known):

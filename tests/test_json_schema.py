@@ -49,7 +49,13 @@ def branch(registry, name: str) -> dict[str, Any]:
         "tracker": SCHEMA["properties"]["trackers"],
     }
     place = SCHEMA["definitions"].get(registry.kind) or items[registry.kind]["items"]
-    found = [each for each in place["anyOf"] if each.get("properties", {}).get("name", {}).get("const") == name]
+    return named(place["anyOf"], name)
+
+
+def named(alternatives: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The one of a component."""
+    names = [each.get("properties", {}).get("name", {}).get("anyOf", ()) for each in alternatives]
+    found = [each for each, spellings in zip(alternatives, names, strict=True) if {"const": name} in spellings]
     assert len(found) == 1
     return found[0]
 
@@ -132,11 +138,7 @@ def test_every_option_is_there_with_its_description_and_default(registry, entry)
 
 
 def test_the_keys_beside_a_benchmarks_options_are_explained():
-    (found,) = [
-        each
-        for each in SCHEMA["properties"]["benchmarks"]["items"]["anyOf"]
-        if each.get("properties", {}).get("name", {}).get("const") == "shapes"
-    ]
+    found = named(SCHEMA["properties"]["benchmarks"]["items"]["anyOf"], "shapes")
     for key, field in NamedBenchmark.model_fields.items():
         if key != "name":
             assert found["properties"][key]["description"] == field.description
@@ -148,6 +150,9 @@ RIGHT = {
     "a name": "projector: mlp",
     "options of the component below": "projector: {factor: 4}",
     "a component with its origin": "projector: {name: 'nanovlm:pixel_shuffle', factor: 4}",
+    "a component with its module's name": "projector: {name: 'pixel_shuffle:pixel_shuffle', factor: 4}",
+    "a component with its whole module": "projector: 'nanovlm_plugins.pixel_shuffle:pixel_shuffle'",
+    "a dataset with its origin": "data: {train: ['nanovlm:shapes', {name: 'nanovlm:shapes', weight: 2}]}",
     "a part of a whole model": "projector: {name: pixel_shuffle, factor: 2, weights: random}",
     "one number for all": "training: {learning_rate: 1e-3, weight_decay: 0}",
     "a number for one": "training: {learning_rate: {projector: 1e-3}}",
@@ -174,6 +179,15 @@ WRONG = {
     "an option of another component": "projector: {name: mlp, factor: 2}",
     "an unknown name": "projector: pixel_shufle",
     "an unknown name with options": "projector: {name: pixel_shufle, factor: 2}",
+    "an unknown origin": "projector: 'nope:pixel_shuffle'",
+    "an unknown origin with options": "projector: {name: 'nope:pixel_shuffle', factor: 2}",
+    "an unknown origin of a dataset": "data: {train: [{name: 'nope:shapes'}]}",
+    "an unknown origin of a dataset alone": "data: {train: ['nope:shapes']}",
+    "an origin that is no whole module": "projector: 'nanovlm_pluginsxpixel_shuffle:pixel_shuffle'",
+    "a misspelt option beside an origin": "projector: {name: 'nanovlm:pixel_shuffle', facter: 2}",
+    "a misspelt option beside a dataset's origin": "data: {train: [{name: 'nanovlm:shapes', train_sise: 2}]}",
+    "an option of another component beside an origin": "projector: {name: 'nanovlm:mlp', factor: 2}",
+    "an origin of a component that needs options": "data: {train: ['nanovlm:jsonl']}",
     "an unknown dataset": "data: {train: [shape]}",
     "an unknown tracker": "trackers: [consol]",
     "a component of another kind": "projector: siglip",
@@ -281,8 +295,23 @@ def test_of_two_plugins_that_claim_a_name_each_is_spelled_with_its_origin(tmp_pa
     assert errors({"projector": {"name": "pixel_shuffle"}}, schema) != []
     names = schema["definitions"]["projector"]["anyOf"][-2]["enum"]
     assert names == ["average_pool", "mlp", "nanovlm:pixel_shuffle", "their-plugins:pixel_shuffle", "resampler"]
-    assert errors({"projector": "their-plugins:pixel_shuffle"}, schema) == []
+    for origin in ("their-plugins", "their_module", "nanovlm", "nanovlm_plugins.pixel_shuffle"):
+        assert errors({"projector": f"{origin}:pixel_shuffle"}, schema) == []
+        assert errors({"projector": {"name": f"{origin}:pixel_shuffle", "factor": 2}}, schema) == []
+    assert errors({"projector": {"name": "theirs:pixel_shuffle"}}, schema) != []
     site.forget()
+
+
+def test_an_origin_that_two_have_chooses_none_of_them_and_a_files_path_does(tmp_path):
+    files = [tmp_path / folder / "mine.py" for folder in ("a+b", "c")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(plugin("sum"))
+    schema = experiment_schema(load_plugins([str(file) for file in files]))
+    assert errors({"projector": "mine:sum"}, schema) != []
+    for file in files:
+        assert errors({"projector": {"name": f"{file}:sum", "factor": 2}}, schema) == []
+        assert errors({"projector": f"{file}:sum"}, schema) == []
 
 
 ODD = """

@@ -105,6 +105,43 @@ def test_a_run_is_not_resumed_and_all_that_is_missing_is_named_at_once(run):
     assert (done.status, done.err) == (2, f"nanovlm: {message}\n")
 
 
+def test_beginning_again_from_a_runs_own_file_names_the_package_too(run):
+    """As the last line of `nanovlm train` proposes."""
+    made = f"is not installed here. The run in {run} was made with it from nanovlm-gated-mlp 1.2 (module"
+    done = nanovlm("train", run / "experiment.yaml", "seed=1")
+    assert (done.status, done.err.splitlines()[0]) == (
+        2,
+        f"nanovlm: - projector 'gated_mlp' {made} nanovlm_gated_mlp): pip install nanovlm-gated-mlp",
+    )
+    for choice in ("projector=mlp", "projector=gated_mpl"):  # no more what the run had: all others are
+        done = nanovlm("train", run / "experiment.yaml", choice)
+        assert "projector" not in done.err
+        assert f"data.train.0: dataset 'faces' {made} nanovlm_faces)" in done.err
+
+
+def test_beginning_from_another_file_names_no_package(run):
+    (run / "experiment.yaml").rename(run / "mine.yaml")
+    done = nanovlm("train", run / "mine.yaml")
+    assert done.status == 2
+    assert "unknown projector 'gated_mlp'" in done.err
+    assert "was made with it" not in done.err
+
+
+def test_going_on_with_a_changed_plugin_tells_of_its_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GATED)
+    train(tiny_experiment("projector=gated_mlp", "checkpoints.every=1"), tmp_path / "run", [str(file)])
+    note = f"projector 'gated_mlp': its plugin {file} has changed since the run began"
+    arguments = ("train", "--resume", tmp_path / "run", "trackers=[console]", "--plugin", file)
+    done = nanovlm(*arguments, "training.steps=4")
+    assert (done.status, "has changed" in done.out) == (0, False)
+    file.write_text(f"{GATED}# edited")
+    for steps in (5, 6):  # what it began with, not what it went on with
+        done = nanovlm(*arguments, f"training.steps={steps}")
+        assert done.status == 0
+        assert done.out.splitlines().count(note) == 1
+
+
 def test_comparing_needs_no_component_and_says_what_is_not_known_without(run):
     costs, notes = costs_of({"gated": [Result.open(run)]})
     assert costs["gated"].parameters is None

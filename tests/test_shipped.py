@@ -37,6 +37,21 @@ def test_one_in_a_folder_goes_by_either_name(name):
     assert find_experiment(name).resolve() == FOLDER / "ablations" / "pixel_shuffle.yaml"
 
 
+def test_of_two_alike_the_one_that_takes_several_runs_is_meant_where_only_that_can_be(elsewhere, monkeypatch):
+    run = f"extends: {FOLDER / 'quickstart.yaml'}\n"
+    texts = {
+        "same.yaml": run,
+        "ablations/same.yaml": f"{run}ablate: {{axes: {{projector.factor: [1, 2]}}, baseline: {{projector.factor: 1}}}}\n",
+    }
+    for path, text in texts.items():
+        file = elsewhere / "a" / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr("nanovlm.shipped.shipped_folders", lambda: [elsewhere / "a"])
+    assert load_experiment("same").name == "same"
+    assert [variant.name for variant in load_ablation("same").variants] == ["factor=1", "factor=2"]
+
+
 def test_of_two_alike_the_outer_one_has_the_short_name(elsewhere, monkeypatch):
     for file in (elsewhere / "a" / "same.yaml", elsewhere / "a" / "ablations" / "same.yaml"):
         file.parent.mkdir(exist_ok=True)
@@ -92,6 +107,16 @@ def test_a_name_without_the_files_ending_finds_the_file(elsewhere):
     (elsewhere / "tom.yaml").touch()
     assert "Did you mean 'tom.yaml'?" in error_of("tom")
     assert "Did you mean" not in error_of("zzz")
+
+
+def test_one_in_the_folder_of_experiments_is_proposed_by_its_path(elsewhere):
+    (elsewhere / "experiments" / "ablations").mkdir(parents=True)
+    for name in ("mine", "ablations/other"):
+        (elsewhere / "experiments" / f"{name}.yaml").touch()
+    assert "unknown experiment 'mine'. Did you mean 'experiments/mine.yaml'?" in error_of("mine")
+    assert "Did you mean 'experiments/ablations/other.yaml'?" in error_of("other")
+    (elsewhere / "mine.yaml").touch()
+    assert "Did you mean 'mine.yaml'?" in error_of("mine")
 
 
 def test_an_unknown_name_that_is_extended_says_by_whom(elsewhere):

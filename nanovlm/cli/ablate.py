@@ -26,10 +26,12 @@ from nanovlm.lab.prospect import Prospect, plan_ablation
 from nanovlm.lab.report.tables import duration, gibibytes, scaled
 from nanovlm.lab.report.writer import write_report
 from nanovlm.lab.sweep.board import Board
+from nanovlm.lab.sweep.checks import runs_left
 from nanovlm.lab.sweep.conductor import counted, run_sweep
 from nanovlm.lab.sweep.jobs import Processes, Runner, Submitit, environments, submit_options
-from nanovlm.lab.sweep.sweep import RunState
-from nanovlm.merging import BUDGETS
+from nanovlm.lab.sweep.sweep import RunState, SweepRun
+from nanovlm.lab.verdict import FEWEST_SEEDS
+from nanovlm.merging import ABLATE, BUDGETS
 from nanovlm.plugins import load_plugins
 from nanovlm.training.interrupts import Stopped
 from nanovlm.training.precision import choose_device
@@ -72,10 +74,10 @@ def command(
     if plan and as_json:
         print(json.dumps(prospect.to_json(), indent=2))
         return
-    console.print(plan_table(ablation, prospect))
+    folder = sweep_dir or Path("runs", "ablations", ablation.name)
+    console.print(plan_table(ablation, prospect, runs_left(ablation, folder, registries)))
     if plan:
         return
-    folder = sweep_dir or Path("runs", "ablations", ablation.name)
     runner = make_runner(ablation, folder, jobs, submit, submit_option or [])
     if runner.slots > 1 and not submit:
         console.print("side by side, runs take from each other's speed: compare their accuracies, not their times")
@@ -102,8 +104,8 @@ def make_runner(
     return Submitit(submit.value, folder / "submitit", {"gpus_per_node": int(with_gpu), **given}, slots)
 
 
-def plan_table(ablation: Ablation, prospect: Prospect) -> Table:
-    """Every variant, the baseline first; and what all runs take together."""
+def plan_table(ablation: Ablation, prospect: Prospect, left: Sequence[SweepRun]) -> Table:
+    """Every variant, the baseline first; and what the runs that are ``left`` take together."""
     shown = Table(title=f"{escape(ablation.name)}: the plan", title_justify="left", caption_justify="left")
     shown.add_column("variant", overflow="fold")
     for header in ("parameters", "image\ntokens", "FLOPs a\nsample", "GPU\nmemory", "budget"):
@@ -119,14 +121,39 @@ def plan_table(ablation: Ablation, prospect: Prospect) -> Table:
             gibibytes(plan.memory_bytes),
             budget(training),
         )
+    lines = (
+        workload(ablation, prospect, left),
+        "FLOPs (forward and backward) and memory are for samples of the greatest length",
+        too_few_seeds(len(ablation.seeds)),
+    )
+    shown.caption = "\n".join(filter(None, lines))
+    return shown
+
+
+def workload(ablation: Ablation, prospect: Prospect, left: Sequence[SweepRun]) -> str:
+    """How many runs there are, how many of them are left, and how long these take."""
     runs = len(ablation.variants) * len(ablation.seeds)
     seeds = f"{len(ablation.seeds)} seeds" if len(ablation.seeds) > 1 else "one seed"
-    time = f"at most about {duration(prospect.seconds)} on this machine" if prospect.seconds else "time unknown"
-    shown.caption = (
-        f"{len(ablation.variants)} variants x {seeds} = {runs} runs, one after another: {time}\n"
-        "FLOPs (forward and backward) and memory are for samples of the greatest length"
+    asked = f"{len(ablation.variants)} variants x {seeds} = {runs} runs"
+    if not left:
+        return f"{asked}, all done: nothing is left to train"
+    some = f", {len(left)} of them left" if len(left) < runs else ""
+    seconds = prospect.time_of(run.variant for run in left)
+    return f"{asked}{some}, one after another: " + (
+        f"about {duration(seconds)} on this machine" if seconds else "time unknown"
     )
-    return shown
+
+
+def too_few_seeds(seeds: int) -> str:
+    """What so few of them cannot tell; empty where there are enough."""
+    if seeds >= FEWEST_SEEDS:
+        return ""
+    what = (
+        "one seed says which of two checkpoints is better, and not which setting"
+        if seeds == 1
+        else f"{seeds} seeds find next to nothing, for they hardly tell how much seeds differ"
+    )
+    return f"{what}: use {FEWEST_SEEDS} or more ({ABLATE}.seeds={list(range(FEWEST_SEEDS))})"
 
 
 def budget(training: Training) -> str:

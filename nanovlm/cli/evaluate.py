@@ -13,6 +13,7 @@ from nanovlm.cli.options import AsJson, Device, DeviceChoice, PluginFiles, Token
 from nanovlm.components import parse
 from nanovlm.errors import ConfigError, DataError, join
 from nanovlm.evaluation.evaluator import Item, Questions, numbered, read_items
+from nanovlm.evaluation.overlap import trained_on_in_words
 from nanovlm.experiment import Experiment, NamedBenchmark
 from nanovlm.interop.opening import check_benchmark, find_model, load_model, recorded_experiment
 from nanovlm.merging import override, split_override
@@ -129,6 +130,8 @@ def choose_benchmark(run: Experiment | None, name: str, options: list[str]) -> t
 def described(name: str, summary: dict[str, Any]) -> list[str]:
     """A benchmark's result in words, and as a table by category."""
     lines = [f"{name}: accuracy {percent(summary, 'accuracy')} on {summary['questions']:,} questions"]
+    if count := summary.get("trained_on"):
+        lines.append(f"  {trained_on_in_words(count, summary['questions'])}")
     lines += [f"  the same questions, {CONTROLS[key]}: {value:.1%}" for key, value in summary["controls"].items()]
     measures = [key for key, value in summary.items() if isinstance(value, float) and key != "accuracy"]
     lines += [f"  {key.replace('_', ' ')}: {percent(summary, key)}" for key in measures]

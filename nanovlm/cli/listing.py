@@ -168,7 +168,7 @@ def show_one(console: Console, registry: Registry, entry: Entry) -> None:
 def heading(registry: Registry, entry: Entry) -> str:
     plugin = entry.plugin
     origin = f"{plugin.origin}, {plugin.path}" if plugin.version else f"the file {plugin.path}"
-    itself = " (a default plugin)" if plugin.distribution == OWN else ""
+    itself = " (in nanovlm's own folder)" if plugin.distribution == OWN else ""
     contract = "" if plugin.contract is None else f", written for contract {plugin.contract}"
     lines = [f"{registry.kind} {entry.name}: {entry.doc}", f"from {origin}{itself}{contract}"]
     if registry.is_claimed_twice(entry.name):

@@ -30,8 +30,11 @@ class Sample:
     turns: list[Turn]
     id: str
     choices: list[str] | None = None
+    """Of a multiple-choice question: kept beside it for a benchmark's own use; the core does not read it."""
     category: str | None = None
+    """A benchmark's table has a line for each, with its own accuracy."""
     subcategory: str | None = None
+    """A finer division: its lines stand below its category's."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many turns of it the dataset left out, by reason: counted and reported."""
 

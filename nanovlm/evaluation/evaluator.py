@@ -49,15 +49,17 @@ class Evaluation:
 
     controls: the accuracies with shuffled pictures, with none, and of the decoder alone before it was trained.
     measures: the benchmark's own figures (see ``Benchmark.measures``).
+    trained_on: how many of the questions are about samples that the run trains on (see overlap.py).
     """
 
     benchmark: str
     items: list[Item]
     controls: dict[str, float] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)
+    trained_on: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """As ``summary.json`` has it. A subcategory goes by ``category/subcategory``."""
+        """As ``summary.json`` has it. A subcategory goes by ``category/subcategory``; no ``trained_on`` is 0."""
         scores = [item.score for item in self.items]
         categories = _by(self.items, lambda item: item.category)
         subcategories = _by(self.items, lambda item: item.subcategory and f"{item.category}/{item.subcategory}")
@@ -70,6 +72,7 @@ class Evaluation:
             "subcategories": {name: accuracy(values) for name, values in subcategories.items()},
             "questions_by_category": {name: len(values) for name, values in (categories | subcategories).items()},
             "controls": self.controls,
+            **({"trained_on": self.trained_on} if self.trained_on else {}),
             **self.measures,
         }
 
@@ -97,7 +100,7 @@ class Questions:
     """A benchmark's samples, read once: the same ones at every evaluation, a control included."""
 
     def __init__(self, name: str, benchmark: Benchmark, limit: int = 0) -> None:
-        self.name, self.benchmark = name, benchmark
+        self.name, self.benchmark, self.trained_on = name, benchmark, 0
         count = min(limit or len(benchmark), len(benchmark))
         self.samples = [self._read(i) for i in range(count)]
 
@@ -121,7 +124,7 @@ class Questions:
                 others[name] = accuracy([item.score for item in self._ask(model, self._changed(change), spread)])
             if recorded := _same_questions(bare, items):
                 others["bare_decoder"] = accuracy([item.score for item in recorded])
-        return Evaluation(self.name, items, others, self.benchmark.measures(items, others))
+        return Evaluation(self.name, items, others, self.benchmark.measures(items, others), self.trained_on)
 
     def ask_bare_decoder(self, model: VisionLanguageModel, spread: Spread = map) -> list[Item]:
         """What a model that is not trained yet says without pictures: only its language decoder has a part in that.

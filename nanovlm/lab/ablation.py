@@ -31,6 +31,7 @@ from nanovlm.lab.naming import LONGEST, names
 from nanovlm.lab.problems import said_once
 from nanovlm.merging import ABLATE, Change, names_first, override, split_override
 from nanovlm.places import joined
+from nanovlm.shipped import find_ablation
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+-]*")  # fit for a folder, and no option of a command
 OWN_FILES = ("ablation.yaml", "figures", "report.html", "report.md", "submitit", "summary.json")  # of a sweep's folder
@@ -125,7 +126,7 @@ def load_ablation(file: str | Path, overrides: Sequence[str] = ()) -> Ablation:
 
     Raises ConfigError with every problem of the section. What is wrong with a variant is said by ``plan_ablation``.
     """
-    tree = read_experiment(file, overrides)
+    tree = read_experiment(find_ablation(file), overrides)
     if ABLATE not in tree:
         raise ConfigError(f"{file}: it asks for one run (it has no `{ABLATE}:`); start it by `nanovlm train {file}`")
     question = parse(Question, tree.pop(ABLATE), where=ABLATE)

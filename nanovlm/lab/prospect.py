@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,12 +33,24 @@ STARTUP_SECONDS = 15  # of a run: imports, and the last evaluations of a small m
 class Prospect:
     """plans: by variant, the baseline first, each for the ablation's first seed.
 
-    seconds: of all runs, one after another, on this machine. It is an upper estimate, since every sample counts as one
-    of the greatest length. None where it cannot be said: of a budget in epochs, or of a device that is not here.
+    run_seconds: of one run, by variant, on this machine. It is a rough estimate: every sample counts as one of the
+        greatest length, and the machine as idle. None where it cannot be said: of a budget in epochs, or of a device
+        that is not here.
+    seeds: how many runs each variant has
     """
 
     plans: dict[str, Plan]
-    seconds: float | None
+    run_seconds: dict[str, float] | None
+    seeds: int
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all runs, one after another."""
+        return self.time_of([*self.plans] * self.seeds)
+
+    def time_of(self, variants: Iterable[str]) -> float | None:
+        """Seconds of one run of each of these, one after another."""
+        return None if self.run_seconds is None else sum(self.run_seconds[variant] for variant in variants)
 
     def to_json(self) -> dict[str, Any]:
         return {"variants": {name: each.to_json() for name, each in self.plans.items()}, "seconds": self.seconds}
@@ -65,7 +77,7 @@ def plan_ablation(ablation: Ablation, registries: Registries) -> Prospect:
         found += _unmatched(ablation, recipes[ablation.baseline].experiment.training, plans[ablation.baseline])
     if found:
         raise ConfigError(join(found))
-    return Prospect(plans, _seconds(ablation, recipes, plans))
+    return Prospect(plans, _run_seconds(recipes, plans), len(ablation.seeds))
 
 
 def _same(recipes: Mapping[str, Recipe]) -> list[str]:
@@ -127,15 +139,15 @@ def _flops(training: Training, planned: Plan) -> float | None:
     return training.flops or samples * planned.flops_per_sample or None
 
 
-def _seconds(ablation: Ablation, recipes: Mapping[str, Recipe], plans: Mapping[str, Plan]) -> float | None:
-    total = 0.0
+def _run_seconds(recipes: Mapping[str, Recipe], plans: Mapping[str, Plan]) -> dict[str, float] | None:
+    found = {}
     for name, planned in plans.items():
         experiment = recipes[name].experiment
         flops, peak = _flops(experiment.training, planned), _peak(experiment.device, experiment.training.precision)
         if not flops or not peak:
             return None
-        total += len(ablation.seeds) * (STARTUP_SECONDS + flops / (UTILISATION * peak))
-    return total
+        found[name] = STARTUP_SECONDS + flops / (UTILISATION * peak)
+    return found
 
 
 @lru_cache

@@ -68,7 +68,7 @@ class Result:
         return cls(
             folder=run.folder,
             experiment=experiment,
-            provenance=_object(run.provenance) if run.provenance.is_file() else {},
+            provenance=read_object(run.provenance) if run.provenance.is_file() else {},
             summary=summary,
             items={name: _items(run, name, step, result) for name, result in summary["benchmarks"].items()},
             losses=losses,
@@ -111,7 +111,7 @@ def _beside_experiment(place: Path) -> str:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    summary = _object(run.summary)
+    summary = read_object(run.summary)
     for key, kind in NEEDED.items():
         if not isinstance(summary.get(key), kind):
             raise ConfigError(f"{run.summary} is damaged: it has no {key}; train the run again")
@@ -121,10 +121,10 @@ def _summary(run: Run) -> dict[str, Any]:
 def _added(run: Run, step: int) -> dict[str, Any]:
     """By name, the benchmarks that the model of a step was asked after its run."""
     files = sorted(run.folder.glob(f"evaluation/*/{step}{ADDED}"))
-    return {file.parent.name: _object(file, "remove it, and evaluate again") for file in files}
+    return {file.parent.name: read_object(file, "remove it, and evaluate again") for file in files}
 
 
-def _object(file: Path, fix: str = "train the run again") -> dict[str, Any]:
+def read_object(file: Path, fix: str = "train the run again") -> dict[str, Any]:
     """What a JSON file holds."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from nanovlm.lab.statistics import (
     mean_over_seeds_and_items,
     paired_difference,
 )
-from nanovlm.lab.verdict import ACCURACY, LOSS, WITHOUT, Finding, Measure, flags, is_blind
+from nanovlm.lab.verdict import ACCURACY, LOSS, Finding, Measure, flags, is_blind
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def scores(lineup: Lineup, asked: Asked) -> dict[str, Score]:
         seeds = [run.seed for run in runs]
         accuracy = mean_over_seeds_and_items(asked.scores(variant, seeds))
         controls = controls_of(runs, asked.benchmark)
-        unasked = without_control(runs, asked.benchmark, WITHOUT[0])
+        unasked = without_control(runs, asked.benchmark, "no_image")
         finding = lineup.finding(variant, differences, questions, blind=is_blind(accuracy, controls))
         found[variant] = Score(
             accuracy=accuracy,

@@ -10,7 +10,12 @@ from nanovlm.data.tally import describe
 from nanovlm.lab.costs import Savings
 from nanovlm.lab.statistics import Difference, Estimate
 
-WITHOUT = ("no_image", "shuffled")  # the controls that a model which looks must beat
+WITHOUT = {  # the controls that a model which looks must beat, in words
+    "no_image": "without pictures",
+    "shuffled": "with other questions' pictures",
+}
+HOPELESS = 0.5  # detectable, of an accuracy or in nats of a loss: no difference worth asking for is larger
+ENOUGH_SEEDS, FEWEST_SEEDS, ENOUGH_ITEMS = 5, 3, 100
 LEVEL = 0.05  # of a p after Holm's correction: a difference is one below it
 PAIRED = (
     "runs of one seed saw the same samples in the same order, from the same initial weights wherever the variants' "
@@ -108,11 +113,21 @@ class Finding:
             )
         if difference.detectable is None:
             return "no difference seen"
-        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        asked = f"{'one seed' if self.seeds == 1 else f'{self.seeds} seeds'} and {self.items:,} {self.measure.items}"
+        if difference.detectable > HOPELESS:
+            return f"{asked} are too few to tell; use {self._enough}"
         return (
-            f"no difference seen; with {seeds} and {self.items:,} {self.measure.items} "
+            f"no difference seen; with {asked} "
             f"one under {self.measure.number(difference.detectable)}{self.measure.per} would be missed"
         )
+
+    @property
+    def _enough(self) -> str:
+        if self.seeds >= ENOUGH_SEEDS:
+            return "more of both"
+        fewest = f" ({FEWEST_SEEDS} find large differences only)" if self.seeds < FEWEST_SEEDS else ""
+        items = f" and more {self.measure.items}" if self.items < ENOUGH_ITEMS else ""
+        return f"{ENOUGH_SEEDS} seeds{fewest}{items}"
 
     @property
     def _caveat(self) -> str:
@@ -152,16 +167,16 @@ def flags(
     skipped: questions that could not be asked, by reason, of the seed that has the most
     """
     found = []
-    blind, shuffled = (controls.get(name) for name in WITHOUT)
-    if blind is None:
+    asked = {words: controls[name] for name, words in WITHOUT.items() if name in controls}
+    if "no_image" not in controls:
         seeds = f" with seed {' and '.join(map(str, unasked))}" if unasked else ""
         found.append(f"was not asked without pictures{seeds}, so nothing says that it looks")
-    elif accuracy.value <= blind:
-        found.append(f"does no better than without pictures ({percent(blind)}): it does not look")
-    elif accuracy.low is not None and accuracy.low <= blind:
-        found.append(f"may do no better than without pictures ({percent(blind)} is in its interval)")
-    if shuffled is not None and accuracy.value <= shuffled and not (blind is not None and accuracy.value <= blind):
-        found.append(f"does no better than with other questions' pictures ({percent(shuffled)}): it does not look")
+    if reached := [words for words, control in asked.items() if accuracy.value <= control]:
+        found.append(f"does no better than {reached[0]} ({percent(asked[reached[0]])}): it does not look")
+    elif asked and accuracy.low is not None:
+        nearest = max(asked, key=asked.__getitem__)
+        if accuracy.low <= asked[nearest]:
+            found.append(f"may do no better than {nearest} ({percent(asked[nearest])} is in its interval)")
     if count := skipped.total():
         found.append(f"{count:,} of {questions:,} questions skipped, and counted as wrong: {describe(skipped)}")
     return found

@@ -13,7 +13,7 @@ from nanovlm.errors import ConfigError, unknown
 from nanovlm.files import write_whole
 from nanovlm.plugins import DEFAULTS, Registries, load_plugins
 from nanovlm.scaffold.layout import Form, Layout, choose_layout, distribution_of, package_of
-from nanovlm.scaffold.names import check_module, check_name, class_name
+from nanovlm.scaffold.names import check_free, check_module, check_name, class_name
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -36,8 +36,9 @@ def scaffold(kind: str, name: str, folder: str | Path = ".", package: bool = Fal
     by_kind = {registry.kind: registry for registry in registries}
     if kind not in by_kind:
         raise ConfigError(unknown("kind", kind, by_kind))
-    check_name(name, by_kind[kind])
+    check_name(name)
     layout = choose_layout(name, Path(folder), package)
+    check_free(name, by_kind[kind], layout)
     files = layout.files(kind)
     _refuse_to_overwrite(layout, name, [path for _, path in files])
     _refuse_to_hide(layout, name)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nanovlm.attention import varlen_obstacle
-from nanovlm.blueprint import Recipe, collected, open_benchmark, open_dataset
+from nanovlm.blueprint import Recipe, choices_of, collected, open_benchmark, open_dataset
 from nanovlm.data.filling import Filling
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Steps
 from nanovlm.data.mixture import Mixture
@@ -21,12 +21,14 @@ from nanovlm.data.ranks import ALONE, Ranks
 from nanovlm.data.stream import Stream, StreamedHeldOut, StreamedSteps
 from nanovlm.errors import ConfigError
 from nanovlm.evaluation.evaluator import Questions, numbered
+from nanovlm.evaluation.overlap import find_overlap
 from nanovlm.experiment import Experiment
 from nanovlm.flops import Cost
 from nanovlm.hub import Unreachable
 from nanovlm.model import VisionLanguageModel
 from nanovlm.planning import check_adapters, check_lengths, check_stream, check_streams
 from nanovlm.plugins import load_plugins
+from nanovlm.recorded_plugins import check_own_files
 from nanovlm.seeding import seeded
 from nanovlm.training.blocks import compiles
 from nanovlm.training.distributed import Group
@@ -48,11 +50,13 @@ def train(
     Started by ``torchrun``, this is one of several processes that train together. Raises NanoVLMError, before anything
     is trained, for whatever in the experiment cannot work, and Stopped where the run is told to end (Ctrl-C, SIGTERM).
     """
-    return train_recipe(Recipe.of(experiment, load_plugins(plugin_files)), run_dir)
+    registries = load_plugins(plugin_files)
+    remarks = check_own_files(choices_of(experiment), registries)
+    return train_recipe(Recipe.of(experiment, registries), run_dir, remarks)
 
 
-def train_recipe(recipe: Recipe, run_dir: str | Path | None = None) -> dict[str, Any]:
-    """``train`` with components from registries of the caller's own."""
+def train_recipe(recipe: Recipe, run_dir: str | Path | None = None, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """``train`` with components from registries of the caller's own. ``remarks`` are told as the run starts."""
     experiment, cost = recipe.experiment, check(recipe)
     with Group.from_environment(experiment.device, experiment.training.rank_timeout) as group:
         model, mixture, benchmarks = open_everything(recipe, group.device)
@@ -65,7 +69,10 @@ def train_recipe(recipe: Recipe, run_dir: str | Path | None = None) -> dict[str,
             if group.is_main:
                 run.record_provenance(recipe, model, hashes)
             trackers, files = open_trackers(recipe, run, group), recipe.registries.files
-            parts = Parts(experiment, model, steps, held_out, benchmarks, trackers, run, cost, files, group=group)
+            notes = [*remarks, *find_overlap(recipe, mixture, benchmarks)]
+            parts = Parts(
+                experiment, model, steps, held_out, benchmarks, trackers, run, cost, files, notes=notes, group=group
+            )
             return carry_out(parts)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanovlm.blueprint import Recipe, choices_of
 from nanovlm.errors import ConfigError
+from nanovlm.evaluation.overlap import find_overlap
 from nanovlm.experiment import Experiment, load_experiment
 from nanovlm.files import write_whole
 from nanovlm.plugins import load_plugins
@@ -50,6 +51,7 @@ def resume(
     began_with = load_experiment(run.experiment)
     made = read_json(run.provenance) if run.has_begun else {}
     remarks = of_run(run.folder, made).check(choices_of(began_with), registries)
+    remarks += of_run(run.folder, made | {"resumed": ()}).changed(choices_of(began_with), registries)
     recorded = Recipe.of(began_with, registries, resolve=False)
     chosen = experiment or load_experiment(run.experiment, overrides)
     recipe = Recipe.of(chosen, registries, resolve=experiment is not None)
@@ -75,7 +77,8 @@ def resume(
             run.rewind(done)
             run.record_resumption(recipe, model.device, done)
             write_whole(run.experiment, dump_yaml(recipe.dump()))
-        notes = [*checkpoints.broken, *remarks, f"going on after step {done}"]
+        overlap = find_overlap(recipe, mixture, benchmarks)
+        notes = [*checkpoints.broken, *remarks, *overlap, f"going on after step {done}"]
         trackers, files = open_trackers(recipe, run, group), registries.files
         parts = Parts(
             chosen, model, steps, held_out, benchmarks, trackers, run, cost, files, found, checkpoints, notes, group

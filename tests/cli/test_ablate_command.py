@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import signal
 from functools import partial
@@ -52,8 +53,56 @@ def test_the_plan_names_every_variant_and_writes_nothing():
     assert list(rows) == ["factor=2", "factor=1"]
     assert [cell.strip() for cell in rows["factor=1"]][1] == "16"
     assert "3 steps" in rows["factor=1"][4]
-    assert "2 variants x 3 seeds = 6 runs, one after another: at most about" in done.out
+    assert "2 variants x 3 seeds = 6 runs, one after another: about" in done.out
     assert not Path("runs").exists()
+
+
+def test_the_plan_says_how_little_two_seeds_find():
+    few = "use 3 or more (ablate.seeds=[0, 1, 2])"
+    assert f"2 seeds find next to nothing, for they hardly tell how much seeds differ: {few}" in planned("[0, 1]")
+    assert f"one seed says which of two checkpoints is better, and not which setting: {few}" in planned("[0]")
+    assert few not in planned("[0, 1, 2]")
+
+
+def planned(seeds):
+    return " ".join(run("--plan", seeds=seeds).out.split())
+
+
+def test_the_plan_counts_what_is_left_only(stand_in):
+    def told(*words):
+        return " ".join(run(*words).out.split("\n\n")[0].split())
+
+    seconds = [float(seconds) for seconds in re.findall(r"one after another: about (\d+) s", told("--plan"))]
+    stand_in(factor_1="fail")
+    assert "2 variants x one seed = 2 runs, one after another: about" in told()
+    again = told("--plan")
+    assert "2 variants x one seed = 2 runs, 1 of them left, one after another: about" in again
+    half = float(re.findall(r"about (\d+) s on this machine", again)[0])
+    assert half == pytest.approx(seconds[0] / 2, abs=1)
+    stand_in()
+    assert run().status == 0
+    for words in ((), ("--plan",)):
+        assert "2 variants x one seed = 2 runs, all done: nothing is left to train" in told(*words)
+    assert "2 runs, one after another: about" in told("--plan", "--sweep-dir", "elsewhere")
+
+
+def test_an_edited_plugin_is_refused_and_its_finished_runs_can_be_compared(monkeypatch):
+    """With real runs, which record their plugins themselves."""
+    source = Path(__file__).parents[2] / "plugins" / "pixel_shuffle.py"
+    plugin = Path("shuffle.py")
+    plugin.write_text(source.read_text().replace('"pixel_shuffle"', '"shuffle"'))
+    asked = ("projector.name=shuffle", "training.steps=1", "--plugin", plugin)
+    assert run(*asked).status == 0
+    before = contents(folder("factor=2")) | contents(folder("factor=1"))
+    assert run(*asked).status == 0
+    plugin.write_text(f"{plugin.read_text()}\n# edited\n")
+    done = run(*asked)
+    assert done.status == 2
+    assert "2 runs, one after another: about" in done.out  # those asked for now
+    assert f"factor=2/s0, factor=1/s0: projector shuffle: its plugin has changed ({plugin.resolve()})" in done.err
+    assert contents(folder("factor=2")) | contents(folder("factor=1")) == before
+    compared = nanovlm("compare", *done.err.split("nanovlm compare ")[1].split())
+    assert compared.status == 0 and "against factor=2" in compared.out
 
 
 def test_the_plan_as_json():
@@ -175,7 +224,7 @@ def test_the_plan_is_whole_in_a_narrow_terminal(registries):
     section = f"ablate={{variants: {variants}, baseline: projector_and_decoder}}"
     ablation = load_ablation(QUICKSTART, ["training.steps=600", section])
     console = Console(width=80, file=io.StringIO())
-    console.print(plan_table(ablation, plan_ablation(ablation, registries)))
+    console.print(plan_table(ablation, plan_ablation(ablation, registries), []))
     text = console.file.getvalue()
     assert "…" not in text
     names = "".join(line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│"))

@@ -44,7 +44,7 @@ def test_on_eighty_columns_nothing_is_cut_off_and_no_word_is_broken(arguments):
 
 def test_one_component_is_shown_with_what_its_options_mean():
     out = nanovlm("list", "shapes").out
-    for piece in ("dataset shapes: Questions about coloured shapes", "plugins/shapes.py (a default plugin)"):
+    for piece in ("dataset shapes: Questions about coloured shapes", "plugins/shapes.py (in nanovlm's own folder)"):
         assert piece in out
     assert "  train_size: int = 50000\n      Samples in the train split.\n" in out
     assert "resample: Literal['nearest', 'bilinear', 'bicubic', 'lanczos'] = 'bicubic'" in nanovlm("list", "siglip").out
@@ -117,7 +117,7 @@ def test_each_plugin_is_shown_with_its_origin(site, rival):
     assert f"from their-plugins 1.2, {site.folder / 'their_sum.py'}, written for contract 1\n" in one["sum"]
     assert f"from the file {site.defaults / 'dropped.py'}\n" in one["drop"]
     assert f"from the file {rival}\n" in one["shapes"]
-    assert f"from nanovlm 0.1.0, {ROOT / 'plugins' / 'shapes.py'} (a default plugin)\n" in one["shapes"]
+    assert f"from nanovlm 0.1.0, {ROOT / 'plugins' / 'shapes.py'} (in nanovlm's own folder)\n" in one["shapes"]
     found = {each["name"]: each["plugin"] for each in json.loads(nanovlm("list", "--json").out)["components"]}
     assert (found["sum"]["distribution"], found["sum"]["version"], found["sum"]["contract"]) == (
         "their-plugins",

@@ -84,13 +84,22 @@ def test_the_time_is_that_of_all_runs_samples_as_if_they_were_the_longest(planne
     assert found.seconds == pytest.approx(len(seeds) * (training + 2 * prospect.STARTUP_SECONDS))
 
 
+def test_the_time_of_some_runs_is_that_of_their_variants(planned):
+    found = planned(factors(2, 1, more=", seeds: [0, 1]"))
+    assert found.time_of(["factor=2", "factor=1"] * 2) == pytest.approx(found.seconds)
+    assert found.time_of([]) == 0
+    some = found.time_of(["factor=1", "factor=2", "factor=2"])
+    assert some + found.time_of(["factor=1"]) == pytest.approx(found.seconds)
+
+
 def test_a_budget_of_flops_is_a_time_whatever_a_sample_costs(planned):
     found = planned(factors(2, 1, more=", seeds: [0], match: flops"), "training.flops=5e9")
     assert found.seconds == pytest.approx(2 * (5e9 / (PEAK * prospect.UTILISATION) + prospect.STARTUP_SECONDS))
 
 
 def test_epochs_have_no_time_before_the_data_are_read(planned):
-    assert planned(factors(2, 1), "training.epochs=1").seconds is None
+    found = planned(factors(2, 1), "training.epochs=1")
+    assert found.seconds is None and found.time_of(["factor=1"]) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -99,6 +99,15 @@ def test_the_page_and_the_markdown_have_the_same_tables(page, markdown):
     assert ["factor=4", "projector.factor = 4", "0, 1, 2"] in shown
 
 
+def test_words_of_cost_are_explained_in_both(page, markdown):
+    for text in (page.text, rendered(markdown).text):
+        assert (
+            "Cheaper and dearer are of the whole training: by its FLOPs, or by its time where FLOPs are equal." in text
+        )
+        assert "FLOPs a sample are an average over the samples that were trained on." in text
+        assert "The plan shows those of the longest sample, which are more." in text
+
+
 def test_unknown_costs_are_said_to_be(tmp_path, undrawn):
     first, *others = comparison().variants
     unknown = replace(first, costs=costs(16, 1e9, 300.0, parameters=None, flops_per_sample=None, wall_seconds=None))

@@ -76,6 +76,11 @@ def finding(difference=WORSE, p_holm=None, savings=CHEAPER, **changes) -> Findin
             "factor=4: +0.010 [-0.030, +0.050] in validation loss against factor=2: "
             "no difference seen; with 3 seeds and 80 held-out samples one under 0.046 would be missed",
         ),
+        (
+            finding(Difference(-0.004, -1.0, 0.997, p=0.97, detectable=1.0), savings=DEARER, seeds=2, items=400),
+            "factor=4: -0.4 points [-100.0, +99.7] against factor=2, 30 % more FLOPs, 0.55 x the speed: "
+            "2 seeds and 400 items are too few to tell; use 5 seeds (3 find large differences only); dearer",
+        ),
     ],
 )
 def test_the_verdict_in_words(found, sentence):
@@ -89,6 +94,24 @@ def test_one_seed_speaks_of_two_checkpoints_only():
     assert (
         "with one seed and 600 items one under 2.4 points would be missed; cheap" in finding(NOTHING, seeds=1).sentence
     )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        (1, "one seed and 8 items are too few to tell; use 5 seeds (3 find large differences only) and more items"),
+        (2, "2 seeds and 8 items are too few to tell; use 5 seeds (3 find large differences only) and more items"),
+        (4, "4 seeds and 8 items are too few to tell; use 5 seeds and more items"),
+        (5, "5 seeds and 8 items are too few to tell; use more of both"),
+    ],
+)
+def test_where_nothing_could_be_found_it_is_said_how_much_more_it_takes(seeds, words):
+    hopeless = replace(NOTHING, detectable=0.51)
+    assert f": {words}" in finding(hopeless, seeds=seeds, items=8, savings=Savings()).sentence
+    told = finding(replace(NOTHING, detectable=0.5), seeds=seeds, items=8).sentence
+    assert "8 items one under 50.0 points would be missed" in told
+    losses = finding(hopeless, seeds=seeds, items=8, measure=LOSS).sentence
+    assert "8 held-out samples are too few to tell" in losses
 
 
 @pytest.mark.parametrize("p", [0.0499, 0.04, 1e-9])
@@ -149,6 +172,21 @@ def test_savings_are_of_the_whole_training(savings, words, verdict):
             "does no better than with other questions' pictures (29.5 %): it does not look",
         ),
         (
+            Estimate(0.3, 0.04, 0.5),
+            {"no_image": 0.051, "shuffled": 0.284},
+            "may do no better than with other questions' pictures (28.4 % is in its interval)",
+        ),
+        (
+            Estimate(0.3, 0.04, 0.5),
+            {"no_image": 0.284, "shuffled": 0.051},
+            "may do no better than without pictures (28.4 % is in its interval)",
+        ),
+        (
+            Estimate(0.3, 0.25, 0.5),
+            {"no_image": 0.051, "shuffled": 0.284},
+            "may do no better than with other questions' pictures (28.4 % is in its interval)",
+        ),
+        (
             Estimate(0.2, 0.15, 0.25),
             {"no_image": 0.232, "shuffled": 0.3},
             "does no better than without pictures (23.2 %): it does not look",
@@ -168,7 +206,7 @@ def test_better_without_looking_is_said_to_be_so():
 
 
 def test_nothing_is_flagged_without_a_reason():
-    assert flags(Estimate(0.35, 0.3, 0.4), {"no_image": 0.232, "shuffled": 0.3}, [], Counter(), 600) == []
+    assert flags(Estimate(0.35, 0.3, 0.4), {"no_image": 0.232, "shuffled": 0.29}, [], Counter(), 600) == []
     assert flags(Estimate(0.35), {"no_image": 0.232}, [], Counter(), 600) == []
 
 

@@ -10,10 +10,14 @@ from nanovlm import ConfigError, DataError, Turn, VisionLanguageModel, load_expe
 from nanovlm.blueprint import Part, open_benchmark, open_dataset
 from nanovlm.data.images import open_image
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-OWN_PICTURES = README.partition("## Train on your own pictures\n")[2].partition("\n## ")[0]
+GUIDE = (Path(__file__).parents[2] / "experiments" / "README.md").read_text(encoding="utf-8")
+OWN_PICTURES = GUIDE.partition("## Train on your own pictures\n")[2].partition("\n## ")[0]
 LINES, EXPERIMENT = (re.search(rf"```{kind}\n(.*?)```", OWN_PICTURES, re.DOTALL)[1] for kind in ("json", "yaml"))
 LINE, CAPTION = LINES.splitlines()
+LOOKS = (
+    'whose lines look like {"images": ["a.jpg"], "turns": [{"user": "Who is this?", "assistant": "Tom."}]} '
+    'or {"file_name": "a.jpg", "text": "Tom sleeps."}'
+)
 
 ASKED = {"images": ["red.png"], "turns": [{"user": "What colour?", "assistant": "Red."}]}
 
@@ -119,8 +123,11 @@ def test_text_of_any_language_is_read(read, folder):
         ("9" * 5000, ["line 2 cannot be read: a number is too long, or brackets stand too deep"]),
         ([1], ["line 2=[1]: input should be a mapping of keys to values"]),
         (
-            {"images": []},
-            ["line 2.turns is missing", '  turns: The conversation: a list of {"user": ..., "assistant": ...}.'],
+            {"file": "red.png", "text": "Red."},
+            [
+                'line 2 has neither turns nor file_name: write {"images": ["a.jpg"], "turns": [{"user": "Who is '
+                'this?", "assistant": "Tom."}]} or {"file_name": "a.jpg", "text": "Tom sleeps."}'
+            ],
         ),
         (
             {**ASKED, "image": "red.png"},
@@ -222,13 +229,15 @@ def test_a_source_that_is_not_there_says_where_it_was_looked_for(read, folder, m
         f"data.train.0: source: there is no file and no folder 'train.json' (looked in {folder})"
     ]
     assert refusal(read, folder) == [
-        f"data.train.0: source: the folder {str(folder)!r} has no train.jsonl and no metadata.jsonl"
+        f"data.train.0: source: the folder {str(folder)!r} has no train.jsonl and no metadata.jsonl, {LOOKS}"
     ]
 
 
 def test_a_folder_is_a_benchmark_if_it_has_questions(read, folder):
     write(folder, ASKED)
-    assert refusal(read, folder, "test") == [f"data.train.0: source: the folder {str(folder)!r} has no test.jsonl"]
+    assert refusal(read, folder, "test") == [
+        f"data.train.0: source: the folder {str(folder)!r} has no test.jsonl, {LOOKS}"
+    ]
     write(folder, {**ASKED, "category": "colours"}, name="test.jsonl")
     benchmark = read(folder, "test", max_new_tokens=7)
     sample = benchmark[0]

@@ -8,8 +8,10 @@ from command import nanovlm
 from newly_written import KINDS, ROOT, make_clone
 
 from nanovlm import ConfigError
+from nanovlm.registry import Entry, Plugin, Registry
 from nanovlm.scaffold import scaffold
-from nanovlm.scaffold.names import class_name, snake_case
+from nanovlm.scaffold.layout import choose_layout
+from nanovlm.scaffold.names import check_free, class_name, snake_case
 
 
 @pytest.fixture(autouse=True)
@@ -140,9 +142,7 @@ def test_a_name_that_is_no_name(asked, meant):
 
 @pytest.mark.parametrize("name", ["class", "lambda", "true", "none", "null"])
 def test_a_word_of_python_or_yaml(name):
-    assert f"{name!r} means something else in Python or YAML: choose another name, 'my_{name}' say" in refusal(
-        "projector", name
-    )
+    assert f"{name!r} means something else in Python or YAML: choose another name" in refusal("projector", name)
 
 
 def test_a_long_name():
@@ -152,14 +152,50 @@ def test_a_long_name():
 def test_a_name_that_is_taken():
     told = refusal("projector", "mlp")
     assert "there is a projector 'mlp' already, from nanovlm (" in told
-    assert "mlp.py): choose another name, 'my_mlp' say" in told
+    assert "mlp.py): choose another name, that of what yours does otherwise" in told
+
+
+@pytest.mark.parametrize(("options", "place"), [
+    (["--package"], "nanovlm-{dashed}/src/nanovlm_{name}/__init__.py"),
+    ([], "{name}.py"),
+])  # fmt: skip
+def test_a_file_of_ones_own_can_move(options, place, clone, tmp_path, monkeypatch):
+    """What was a file in plugins/, and is to become a package; and once it is moved away, it can."""
+    name = "moves_away" if options else "moves_out"  # one for each: what was once imported stays
+    scaffold("projector", name, clone)
+    monkeypatch.chdir(tmp_path)
+    file, place = clone / "plugins" / f"{name}.py", place.format(name=name, dashed=name.replace("_", "-"))
+    told = refusal("projector", name, *options)
+    assert f"choose another name, that of what yours does otherwise; if it is yours: move {file} away first" in told
+    assert f"away first, then put its text into {place}\n" in told
+    file.rename(tmp_path / "mine.txt")
+    assert nanovlm("new", "projector", name, *options).status == 0
+    assert (tmp_path / place).is_file()
+
+
+def test_nor_does_what_is_in_its_place_already(clone):
+    scaffold("projector", "stays_here", clone)
+    assert "move" not in refusal("projector", "stays_here")
+
+
+@pytest.mark.parametrize(
+    ("version", "folder", "single"),
+    [("", "plugins", True), ("", "site", True), ("1.0", "plugins", True), ("1.0", "site", False)],
+)
+def test_what_may_be_somebodys_own_file(version, folder, single, clone, monkeypatch):
+    """A file in a clone counts as nanovlm's, and has its version; what an installed package has is never moved."""
+    registry = Registry("projector")
+    registry.entries.append(Entry("mine", object, Plugin("mine", "mine", version, str(clone / folder / "mine.py"), "")))
+    with pytest.raises(ConfigError, match="there is a projector 'mine' already, from mine ") as caught:
+        check_free("mine", registry, choose_layout("mine", clone, package=True))
+    assert ("move " in str(caught.value)) is single
 
 
 @pytest.mark.parametrize("name", ["random", "torch", "nanovlm"])
 def test_a_file_that_would_hide_a_module(name):
     told = refusal("projector", name)
     assert f"{name!r} would be a module {name!r}, and there is one already" in told
-    assert f"choose another name, 'my_{name}' say" in told
+    assert "choose another name" in told
 
 
 def test_a_package_that_would_hide_another():

@@ -63,6 +63,21 @@ def test_the_readmes_experiment_can_be_run(package):
     assert package.name in [choice.name for choice in places]
 
 
+def test_the_readme_begins_with_what_whoever_installs_it_can_do(package):
+    use = (package.folder / "README.md").read_text().partition("## Use")[2].partition("\n## ")[0]
+    mine, here = use.index("extends: quickstart"), use.index(f"nanovlm train experiments/{package.name}.yaml")
+    assert mine < use.index("In this folder") < here
+
+
+def test_the_readme_says_how_editors_come_to_know_its_experiment(package):
+    header = (ROOT / "experiments" / "quickstart.yaml").read_text().splitlines()[0]
+    readme = (package.folder / "README.md").read_text()
+    schema = header.partition("$schema=")[2]
+    assert f"`nanovlm schema > experiments/{schema}`" in readme
+    assert f"`{header}`" in readme
+    assert not (package.folder / "experiments" / schema).exists()  # it is each user's own: made from what is installed
+
+
 def test_the_readme_says_how_to_install_use_check_and_publish(package):
     readme = (package.folder / "README.md").read_text()
     assert re.findall(r"^## (.*)$", readme, re.MULTILINE) == ["Install", "Use", "Check", "Publish"]

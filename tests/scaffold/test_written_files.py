@@ -54,13 +54,14 @@ def test_ruff_finds_nothing(command, everything):
 
 
 @needs("mypy")
-def test_mypy_finds_nothing(everything, pytestconfig):
+def test_mypy_finds_nothing(everything, pytestconfig, tmp_path):
     """With a package's settings, which are the project's (see test_package.py)."""
     settings = everything["projector", "package"].folder / "pyproject.toml"
     files = [new.file(".py") for new in everything.values()]
     places = [file.parents[1] if file.name == "__init__.py" else file.parent for file in files]
     path = os.pathsep.join(dict.fromkeys(map(str, places)))
-    cache = pytestconfig.cache.mkdir("mypy")  # the first time it reads all of nanovlm and torch
+    kept = getattr(pytestconfig, "cache", None)  # there is none with `-p no:cacheprovider`
+    cache = kept.mkdir("mypy") if kept else tmp_path  # the first time it reads all of nanovlm and torch
     run("mypy", "--config-file", settings, "--cache-dir", cache, *files, cwd=ROOT, MYPYPATH=path)
 
 
@@ -90,6 +91,11 @@ def test_it_is_found_by_its_name_and_says_its_contract(new, new_registries):
     assert Path(entry.plugin.path) == new.file(".py").resolve()
     assert f"nanovlm_contract = {CONTRACT}" in new.file(".py").read_text()
     assert entry.cls.__name__ == "".join(word.capitalize() for word in new.name.split("_"))
+
+
+def test_its_tests_say_that_they_are_to_be_rewritten(new):
+    first = new.file("test").read_text().splitlines()[0]
+    assert first == f'"""Tests of the first version of {new.name}: rewrite them as you rewrite it."""'
 
 
 def test_it_is_short_and_says_what_to_change_first(new):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nanovlm.lab.comparison import Comparison, Score
+from nanovlm.lab.costs import SAME_FLOPS, SAME_TIME
 from nanovlm.lab.report.figures import Picture
 from nanovlm.lab.report.tables import (
     Table,
@@ -30,6 +31,11 @@ READING = (
     "p (Holm) is the probability of so large a difference if there were none, corrected for the number of variants "
     f"(Holm 1979). From {LEVEL} on, no difference is claimed.",
     "Detectable: a true difference smaller than this would be missed more often than one time in five.",
+    "Cheaper and dearer are of the whole training: by its FLOPs, or by its time where FLOPs are equal. Both are named "
+    f"where they disagree. Up to {100 * SAME_FLOPS:.0f} % of FLOPs or {100 * SAME_TIME:.0f} % of time count as equal. "
+    "Time counts only where all runs of one variant were faster than all of the other, on the same hardware.",
+    "FLOPs a sample are an average over the samples that were trained on. The plan shows those of the longest sample, "
+    "which are more.",
     "The controls are the same questions with the pictures shuffled between them, without pictures (no image), and "
     "without pictures by the language decoder before it was trained (bare decoder): what is right without looking.",
 )

@@ -13,17 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nanovlm.blueprint import Recipe, collected
-from nanovlm.errors import ConfigError, join
-from nanovlm.experiment import Experiment, load_experiment
 from nanovlm.files import remove, write_whole
 from nanovlm.lab.ablation import Ablation
+from nanovlm.lab.sweep.checks import asked_for, check_folder, check_idle, check_runs, other_code
 from nanovlm.lab.sweep.jobs import Job, Processes, Runner
 from nanovlm.lab.sweep.sweep import SPEAKER, STOPPED, RunState, Sweep, SweepRun
 from nanovlm.plugins import Registries
 from nanovlm.training.interrupts import Stopped
-from nanovlm.training.resume import HARDWARE, LOGGING, differences
-from nanovlm.training.run import plugin_copies
 from nanovlm.yaml_reader import dump_yaml
 
 POLL = 0.5  # seconds between two looks at what runs
@@ -49,6 +45,8 @@ def run_sweep(
         check_idle(sweep)
         sweep.take_over()
         check_runs(sweep, ablation, registries)
+        if remark := other_code(sweep):
+            print(remark, file=sys.stderr, flush=True)
         sweep.write()
         conductor = Conductor(sweep, ablation, runner or Processes(), registries.files, watch or (lambda states: None))
         conductor.conduct()
@@ -63,60 +61,6 @@ def counted(states: Sequence[RunState]) -> str:
     """``4 runs: 2 done, 1 failed, 1 waiting``."""
     counts = Counter(state.state for state in states)
     return f"{len(states)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items())
-
-
-def check_folder(sweep: Sweep) -> None:
-    """ConfigError where the folder holds another ablation, or something else."""
-    if before := sweep.before:
-        if before.name != sweep.name:
-            raise ConfigError(f"{sweep.folder}: it holds the ablation {before.name!r}; use another --sweep-dir")
-    elif sweep.folder.is_dir() and any(file.name != ".lock" for file in sweep.folder.iterdir()):
-        raise ConfigError(f"{sweep.folder}: it is not empty, and holds no ablation; use another --sweep-dir")
-
-
-def check_idle(sweep: Sweep) -> None:
-    """ConfigError with every run that another process trains."""
-    runs = dict.fromkeys([*sweep.runs, *(sweep.before.runs if sweep.before else ())])
-    if training := [run for run in runs if run.is_training]:
-        raise ConfigError(
-            join(f"{run.folder}: another process trains in this folder" for run in training)
-            + "\nA sweep that was killed may have left it; wait for it, or stop it"
-        )
-
-
-def check_runs(sweep: Sweep, ablation: Ablation, registries: Registries) -> None:
-    """ConfigError with every run that is another one than is asked for now."""
-    changed: dict[str, list[str]] = {}
-    with collected() as problems:
-        for run in (run for run in sweep.runs if run.is_done or run.has_checkpoint):
-            with problems:
-                for change in changes(run, asked_for(ablation, run), registries):
-                    changed.setdefault(change, []).append(run.label)
-    if changed:
-        lines = "".join(f"\n  {', '.join(runs)}: {change}" for change, runs in changed.items())
-        raise ConfigError(
-            f"{sweep.folder}: it holds other runs than those asked for:{lines}\n"
-            "Use another --sweep-dir, or remove these runs' folders"
-        )
-
-
-def changes(run: SweepRun, asked: Experiment, registries: Registries) -> list[str]:
-    """What differs between a run that is there and the one asked for, but for logging and hardware."""
-    recorded = Recipe.of(load_experiment(run.run.experiment), registries, resolve=False).dump()
-    found = differences(recorded, Recipe.of(asked, registries).dump(), LOGGING + HARDWARE)
-    if not run.is_done:  # a finished run's plugins are compared where its results are
-        copies = plugin_copies(run.folder, registries.files).items()
-        edited = [file.name for file, copy in copies if copy.is_file() and text(copy) != text(file)]
-        found += [f"the plugin {name} is not the one that it began with" for name in edited]
-    return found
-
-
-def text(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
-
-
-def asked_for(ablation: Ablation, run: SweepRun) -> Experiment:
-    return next(variant for variant in ablation.variants if variant.name == run.variant).experiment(run.seed)
 
 
 class Conductor:

@@ -75,6 +75,11 @@ class SweepRun:
         return any(self.run.checkpoints.glob("*"))
 
     @property
+    def is_begun(self) -> bool:
+        """Whether there is anything of it that is not trained again."""
+        return self.is_done or self.has_checkpoint
+
+    @property
     def is_training(self) -> bool:
         """Whether some process is, of whichever sweep."""
         return is_locked(self.folder / ".lock")
@@ -144,18 +149,22 @@ class Sweep:
         """
         if not (before := self.before):
             return
-        called = {
-            old: new
-            for new, changes in self.variants.items()
-            for old, recorded in before.variants.items()
-            if recorded == changes and new not in before.variants and old not in self.variants
-        }
+        called = self.renamed(before)
         for old, new in called.items():
             if (self.folder / old).is_dir() and not (self.folder / new).exists():
                 (self.folder / old).rename(self.folder / new)
         if called:
             variants = {called.get(name, name): changes for name, changes in before.variants.items()}
             replace(before, variants=variants, baseline=called.get(before.baseline, before.baseline)).write()
+
+    def renamed(self, before: Sweep) -> dict[str, str]:
+        """The new names of variants that had others before, by those."""
+        return {
+            old: new
+            for new, changes in self.variants.items()
+            for old, recorded in before.variants.items()
+            if recorded == changes and new not in before.variants and old not in self.variants
+        }
 
     def write(self) -> None:
         content = {
