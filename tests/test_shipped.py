@@ -39,10 +39,8 @@ def test_one_in_a_folder_goes_by_either_name(name):
 
 def test_of_two_alike_the_one_that_takes_several_runs_is_meant_where_only_that_can_be(elsewhere, monkeypatch):
     run = f"extends: {FOLDER / 'quickstart.yaml'}\n"
-    texts = {
-        "same.yaml": run,
-        "ablations/same.yaml": f"{run}ablate: {{axes: {{projector.factor: [1, 2]}}, baseline: {{projector.factor: 1}}}}\n",
-    }
+    question = "ablate: {axes: {projector.factor: [1, 2]}, baseline: {projector.factor: 1}}\n"
+    texts = {"same.yaml": run, "ablations/same.yaml": run + question}
     for path, text in texts.items():
         file = elsewhere / "a" / path
         file.parent.mkdir(exist_ok=True)

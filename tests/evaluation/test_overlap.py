@@ -7,6 +7,7 @@ from tiny import tiny_experiment
 
 from nanovlm import load_plugins, resume, train
 from nanovlm.blueprint import Recipe
+from nanovlm.cli.evaluate import described
 from nanovlm.data.mixture import is_held_out
 from nanovlm.training.launch import train_recipe
 
@@ -135,9 +136,22 @@ def test_a_run_that_goes_on_says_it_again(tmp_path):
     train(chosen, tmp_path / "run", [str(file)])
     summary = resume(tmp_path / "run", ["training.steps=4"])
     assert summary["benchmarks"]["numbers"]["trained_on"] == 10
-    assert "numbers: 10 of 10 questions are about samples" in (tmp_path / "run" / "notes").read_text()
+    assert "numbers: 10 of 10 questions have the id of a sample" in (tmp_path / "run" / "notes").read_text()
 
 
 def test_of_the_quickstart_nothing_is_trained_on(tmp_path):
     summary = train(tiny_experiment(), tmp_path / "run")
     assert "trained_on" not in summary["benchmarks"]["shapes"]
+
+
+def test_it_stands_below_the_accuracy():
+    summary = {
+        "accuracy": 0.5,
+        "ci95": [0.2, 0.8],
+        "questions": 10,
+        "controls": {},
+        "categories": {},
+        "skipped": {},
+        "trained_on": 4,
+    }
+    assert described("numbers", summary)[1] == "  4 of 10 questions have the id of a sample that is trained on"
