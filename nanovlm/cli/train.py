@@ -82,7 +82,7 @@ def report(summary: dict[str, Any]) -> list[str]:
     if lost := summary.get("lost_updates"):
         lines.append(f"updates lost, because the loss or its gradient was no finite number: {lost}")
     if summary["skipped"]:
-        lines.append(f"skipped samples: {describe(Counter(summary['skipped']))}")
+        lines.append(f"skipped samples: {describe(Counter(summary['skipped']), summary['first_skipped'])}")
     if by_dataset := summary.get("validation_loss_by_dataset"):
         lines.append("validation loss: " + ", ".join(f"{name} {loss:.3f}" for name, loss in by_dataset.items()))
     if skipped := summary.get("validation_skipped"):

@@ -50,6 +50,7 @@ class Step:
     """One step's samples in packed rows, and what became of each of its samples.
 
     skipped: how many samples were left out, by reason
+    first_skipped: which one was the first, its id by reason
     tally: how many samples of each origin were left out for which reason, or used (no reason)
     left_out: how many turns the datasets left out of the samples that are used, by reason
     position: of a stream, where the next step begins, as JSON can keep it (see ``Steps.resumed``)
@@ -57,6 +58,7 @@ class Step:
 
     rows: list[PackedRow]
     skipped: Counter[str] = field(default_factory=Counter)
+    first_skipped: dict[str, str] = field(default_factory=dict)
     tally: Counter[tuple[str, str]] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     position: Any = None
@@ -64,10 +66,6 @@ class Step:
     @property
     def num_samples(self) -> int:
         return sum(row.num_samples for row in self.rows)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.rows)
 
     def map(self, move: Callable[[Tensor], Any]) -> Step:
         """The same with ``move`` applied to every tensor."""
@@ -102,6 +100,7 @@ class Packing:
             except SkipSample as skip:
                 reason = skip.reason
                 step.skipped[reason] += 1
+                step.first_skipped.setdefault(reason, member.id())
             step.tally[member.origin, reason] += 1
         step.rows = self.rows(examples)
         return step

@@ -25,10 +25,11 @@ from nanovlm.seeding import derived_seed, generator
 
 
 class Member(NamedTuple):
-    """A sample of a step: where it comes from, in words, and what reads it."""
+    """A sample of a step: where it comes from, in words, what reads it, and what gives its id without reading it."""
 
     origin: str
     read: Callable[[], Sample]
+    id: Callable[[], str]
 
 
 class Pool(NamedTuple):
@@ -87,7 +88,9 @@ class Mixture:
     def member(self, d: int, index: int) -> Member:
         """The sample at an index of a dataset, not yet read."""
         subset = self.subsets[d][bisect_right(self.ends[d], index)].name
-        return Member(origin(d, subset), partial(self.datasets[d].__getitem__, index))
+        return Member(
+            origin(d, subset), partial(self.datasets[d].__getitem__, index), partial(self.datasets[d].id, index)
+        )
 
     def at(self, position: int) -> tuple[int, int]:
         """(dataset, index) of the sample at a position in the whole run, over all epochs."""

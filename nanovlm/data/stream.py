@@ -116,7 +116,7 @@ class Stream:
         return list(rows.values())
 
     def member(self, row: Row) -> Member:
-        return Member(origin(self.position, row.subset), partial(self.dataset.sample, row))
+        return Member(origin(self.position, row.subset), partial(self.dataset.sample, row), partial(str, row.id))
 
     def fingerprint(self) -> Iterator[bytes]:
         """The rows, whatever the run's seed: what is held out, the ids of the first window, and the content of 256.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nanovlm.data.origins import samples_by_origin
@@ -21,6 +21,7 @@ class Tally:
     def __init__(self) -> None:
         self.used = 0
         self.skipped: Counter[str] = Counter()
+        self.first_skipped: dict[str, str] = {}
         self.left_out: Counter[str] = Counter()
         self.origins: Counter[tuple[str, str]] = Counter()
 
@@ -31,19 +32,27 @@ class Tally:
         """
         self.used += step.num_samples
         self.skipped += step.skipped
+        self.first_skipped = step.first_skipped | self.first_skipped
         self.left_out += step.left_out
         self.origins += step.tally
         if alone and not self.used and (last or self.skipped.total() >= HOPELESS):
-            raise DataError(f"every sample was skipped: {describe(self.skipped)}")
+            raise DataError(f"every sample was skipped: {describe(self.skipped, self.first_skipped)}")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON."""
         origins = [[*key, count] for key, count in self.origins.items()]
-        return {"used": self.used, "skipped": self.skipped, "left_out": self.left_out, "origins": origins}
+        return {
+            "used": self.used,
+            "skipped": self.skipped,
+            "first_skipped": self.first_skipped,
+            "left_out": self.left_out,
+            "origins": origins,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` gave."""
         self.used, self.skipped, self.left_out = state["used"], Counter(state["skipped"]), Counter(state["left_out"])
+        self.first_skipped = dict(state.get("first_skipped", {}))  # checkpoints of 0.1.0 have none
         self.origins = Counter({(place, reason): count for place, reason, count in state["origins"]})
 
     @classmethod
@@ -54,6 +63,7 @@ class Tally:
             part.restore(state)
             tally.used += part.used
             tally.skipped += part.skipped
+            tally.first_skipped = part.first_skipped | tally.first_skipped
             tally.left_out += part.left_out
             tally.origins += part.origins
         return tally
@@ -61,6 +71,7 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         return {
             "skipped": dict(self.skipped),
+            "first_skipped": dict(self.first_skipped),
             "wholly_skipped": wholly_skipped(self.origins),
             "turns_left_out": dict(self.left_out),
             "given": samples_by_origin(self.origins),
@@ -79,7 +90,8 @@ def wholly_skipped(tally: Counter[tuple[str, str]]) -> list[str]:
     ]
 
 
-def describe(counts: Counter[str]) -> str:
-    """Counts by reason in words, the most frequent first."""
+def describe(counts: Counter[str], first: Mapping[str, str] | None = None) -> str:
+    """Counts by reason in words, the most frequent reason first; with the id of the ``first`` one of each."""
     found = sorted((-count, reason) for reason, count in counts.items() if count)
-    return ", ".join(f"{-count} {reason}" for count, reason in found) or "none"
+    ids = {reason: f" (first {name})" for reason, name in (first or {}).items()}
+    return ", ".join(f"{-count} {reason}{ids.get(reason, '')}" for count, reason in found) or "none"

@@ -22,7 +22,7 @@ def test_what_was_done_is_counted_without_the_warm_up(figures):
     steps = synthetic_steps(recipe, tiny_model())
     counted = [steps[n] for n in range(step.WARM_UP, step.WARM_UP + 3)]
     assert figures["samples"] == 3 * 8
-    assert figures["tokens"] == sum(each.num_tokens for each in counted)
+    assert figures["tokens"] == sum(row.num_tokens for each in counted for row in each.rows)
     assert figures["samples_per_second"] == pytest.approx(24 / figures["seconds"])
     assert figures["tokens_per_second"] == pytest.approx(figures["tokens"] / figures["seconds"])
 

@@ -15,7 +15,7 @@ from nanovlm import DataError, ImageSpec, Sample, Turn, load_plugins
 from nanovlm.data.conversation import TextFormat
 from nanovlm.data.loader import HeldOut, Packing, Preparation, Step, Steps
 from nanovlm.data.mixture import Mixture
-from nanovlm.data.tally import wholly_skipped
+from nanovlm.data.tally import Tally, describe, wholly_skipped
 from nanovlm.data.tokenizer import byte_tokenizer
 from nanovlm.data.workers import _Portable, load
 
@@ -94,7 +94,20 @@ def test_broken_samples_make_a_step_smaller_and_shift_nothing():
 
 def test_a_step_without_any_good_sample_has_no_row():
     step = steps_of(mixture_of(Numbers(4, broken=dict.fromkeys(range(4), "gone"))), 4, 4)[0]
-    assert (step.rows, step.num_samples, step.num_tokens, step.skipped) == ([], 0, 0, {"gone": 4})
+    assert (step.rows, step.num_samples, step.skipped) == ([], 0, {"gone": 4})
+
+
+def test_of_each_reason_the_first_sample_is_named():
+    steps = steps_of(mixture_of(Numbers(40, broken=BROKEN)), 8, 80)
+    tally = Tally()
+    for n in range(len(steps)):
+        tally.add(steps[n], last=n + 1 == len(steps))
+    order = [steps.mixture.at(position)[1] for position in range(40)]
+    firsts = {reason: next(i for i in order if BROKEN.get(i) == reason) for reason in BROKEN.values()}
+    assert tally.summary()["first_skipped"] == {reason: steps.mixture.datasets[0].id(i) for reason, i in firsts.items()}
+    again = Tally.together([tally.state(), Tally().state()])
+    assert again.first_skipped == tally.first_skipped
+    assert describe(Counter({"gone": 2, "odd": 3}), {"gone": "a/1.png"}) == "3 odd, 2 gone (first a/1.png)"
 
 
 def test_held_out_steps_cover_every_held_out_sample():
