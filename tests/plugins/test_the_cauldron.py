@@ -271,7 +271,7 @@ def test_of_a_row_with_many_questions_the_leading_ones_are_kept(open_split, tmp_
     text = TextFormat(byte_tokenizer(), "question_answer")
     length = len(text.conversation(dataset[0].turns[:3], 1).ids)
     assert length <= 200 < len(text.conversation(dataset[0].turns[:4], 1).ids)
-    assert (fit.num_samples, fit.num_tokens) == (1, length + 2)  # three turns, and a picture of two tokens
+    assert [(row.num_samples, row.num_tokens) for row in fit.rows] == [(1, length + 2)]  # three turns, and a picture of two tokens
     assert whole.skipped == {"too long": 1}
     assert first.num_tokens == len(text.conversation(dataset[0].turns[:1], 1).ids) + 2
 
