@@ -237,7 +237,11 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Raises ConfigError with the file and line, or the dotted path, the value and the likely fix.
     """
-    tree = read_experiment(file, overrides)
+    return check_experiment(read_experiment(file, overrides), file)
+
+
+def check_experiment(tree: dict[str, Any], file: str | Path) -> Experiment:
+    """What ``read_experiment`` gave of a ``file``, if it asks for one run, and for nothing that would not be read."""
     if ABLATE in tree:
         raise ConfigError(f"{file}: it asks for several runs (`{ABLATE}:`); start them by `nanovlm ablate {file}`")
     experiment = parse_experiment(tree)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from nanovlm.blueprint import Recipe
-from nanovlm.experiment import load_experiment
+from nanovlm.experiment import check_experiment
 from nanovlm.merging import BY_ROLE
 from nanovlm.places import Dropped, Place, all_dropped, along
 from nanovlm.plugins import Registries
@@ -70,7 +70,7 @@ def place_json(place: Place | None) -> dict[str, Any]:
 def explain_experiment(file: str | Path, overrides: Sequence[str], registries: Registries) -> Explanation:
     """Raises ConfigError for whatever is wrong with the experiment."""
     tree = read_experiment(file, overrides)
-    experiment = load_experiment(file, overrides)
+    experiment = check_experiment(tree, file)
     recipe = Recipe.of(experiment, registries)
     decided = _decided(Recipe.of(experiment, registries, resolve=False), recipe)
     idle = {each.key: f"not read: {each.reason}" for each in unread(experiment)}

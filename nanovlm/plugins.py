@@ -87,11 +87,12 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
     """
     registries = Registries(files=tuple(dict.fromkeys(str(Path(file).resolve()) for file in files)))
     package = importlib.import_module(DEFAULTS)
+    record = importlib.metadata.distribution(OWN).read_text("RECORD") or ""
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         name = f"{DEFAULTS}.{module.name}"
         spec = importlib.util.find_spec(name)
         path = Path(spec.origin if spec and spec.origin else name)
-        plugin = _describe(name, OWN, str(path)) if _is_default(path) else _describe_file(name, path)
+        plugin = _describe(name, OWN, str(path)) if _is_default(path, record) else _describe_file(name, path)
         registries.add(plugin, partial(importlib.import_module, name))
     found = importlib.metadata.entry_points(group="nanovlm")
     for entry in {(entry.dist, entry.value): entry for entry in found}.values():  # one module may be named twice
@@ -107,16 +108,16 @@ def load_plugins(files: Sequence[str] = ()) -> Registries:
     return registries
 
 
-def _is_default(file: Path) -> bool:
+def _is_default(file: Path, record: str) -> bool:
     """Whether a module of ``nanovlm_plugins`` came with nanovlm, or was dropped in beside those that did.
 
-    An installer lists the files of a wheel. A checkout has no such list: there every file of the folder is nanovlm's.
+    record: of the files that an installer took from a wheel. A checkout's has none of the folder's: there every file
+    of it is nanovlm's.
     """
     folder = Path(importlib.import_module(DEFAULTS).__file__ or "").parent
     if folder not in file.parents:
         return False
-    listed = importlib.metadata.distribution(OWN).read_text("RECORD") or ""
-    return f"{DEFAULTS}/" not in listed or f"{DEFAULTS}/{file.relative_to(folder).as_posix()}," in listed
+    return f"{DEFAULTS}/" not in record or f"{DEFAULTS}/{file.relative_to(folder).as_posix()}," in record
 
 
 def _contract(module: object, plugin: Plugin) -> int | None:

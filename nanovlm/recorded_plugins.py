@@ -113,9 +113,8 @@ def of_model(folder: Path, source: str) -> Record:
 
 def of_run(folder: Path, provenance: Mapping[str, Any]) -> Record:
     """folder: the run's. provenance: the content of its ``provenance.json``; what it was resumed with counts last."""
-    plugins = {
-        where: plugin for plugin in _plugins(provenance) for where in plugin.get("used_for", ()) if plugin.get("module")
-    }
+    found = [plugin for plugin in plugins_in(provenance) if plugin.get("module")]
+    plugins = {where: plugin for plugin in found for where in plugin.get("used_for", ())}
     return Record(f"The run in {folder} was made", plugins, folder)
 
 
@@ -131,9 +130,23 @@ def check_own_files(chosen: Mapping[str, Named], registries: Registries) -> list
     return [remark for folder, choices in by_folder.items() for remark in records[folder].check(choices, registries)]
 
 
-def _plugins(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for made in (provenance, *provenance.get("resumed", ())):
-        yield from (plugin for plugin in made.get("plugins", ()) if isinstance(plugin, dict))
+def stages(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a run recorded when it began, and each time that it was resumed; what is damaged is left out."""
+    return [provenance, *resumptions(provenance)]
+
+
+def resumptions(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What it recorded each time that it was resumed: the ``step``, and versions, code, plugins and hardware."""
+    return _mappings(provenance.get("resumed"))
+
+
+def plugins_in(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The plugins of all ``stages``."""
+    return (plugin for made in stages(provenance) for plugin in _mappings(made.get("plugins")))
+
+
+def _mappings(found: Any) -> list[dict[str, Any]]:
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _is_changed(recorded: Mapping[str, Any], here: Plugin) -> bool:

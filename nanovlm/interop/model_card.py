@@ -28,6 +28,7 @@ from nanovlm.lab.results import Result
 from nanovlm.lab.statistics import Estimate
 from nanovlm.lab.verdict import percent as share_in_words
 from nanovlm.model_folder import read_config
+from nanovlm.recorded_plugins import resumptions
 from nanovlm.weights import read_json
 from nanovlm.yaml_reader import dump_yaml
 
@@ -239,7 +240,7 @@ def provenance(source: Origin) -> tuple[list[str], list[Table]]:
     made = source.provenance
     if not made:
         return ["The run's provenance.json is gone."] if source.run else [], []
-    texts = [f"Resumed after step {resumed['step']:,}, {code(resumed)}." for resumed in made.get("resumed", ())]
+    texts = [f"Resumed after step {resumed['step']:,}, {code(resumed)}." for resumed in resumptions(made)]
     versions = ", ".join(f"{package} {version}" for package, version in made.get("versions", {}).items())
     rows: dict[str, str | None] = {"code": code(made), "versions": versions}
     for plugin in made.get("plugins", ()):

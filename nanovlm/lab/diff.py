@@ -69,12 +69,6 @@ def unrecorded(result: Result) -> list[str]:
     return [key for key in RECORDED if recorded(result, key) is None]
 
 
-def resumptions(result: Result) -> list[dict[str, Any]]:
-    """What a run recorded each time that it was resumed: the ``step``, and versions, code, plugins and hardware."""
-    found = result.provenance.get("resumed")
-    return [record for record in found if isinstance(record, dict)] if isinstance(found, list) else []
-
-
 def plugins(result: Result) -> dict[str, dict[str, Any]]:
     """A run's plugins by module; the second of two files of one name is called ``name-2``."""
     found = [plugin for plugin in recorded(result, "plugins") or [] if isinstance(plugin, dict)]

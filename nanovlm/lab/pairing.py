@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from nanovlm.blueprint import ROLES
-from nanovlm.lab.diff import ABSENT, edition, plugins, recorded, resumptions, shown, unrecorded
+from nanovlm.lab.diff import ABSENT, edition, plugins, recorded, shown, unrecorded
 from nanovlm.lab.results import Result
+from nanovlm.recorded_plugins import resumptions
 from nanovlm.training.resume import flat
 
 CHOOSES_DATA = ("data.train.", "data.validation.share", "data.validation.limit", "data.seed")
@@ -106,7 +107,7 @@ def _gaps(run: Result) -> Iterator[Finding]:
 def _resumed(run: Result) -> Iterator[Finding]:
     """What became of a run's code and versions on the way."""
     before = run
-    for record in resumptions(run):
+    for record in resumptions(run.provenance):
         after = replace(run, provenance=run.provenance | record)
         for check in (_code, _versions, _plugins, _hardware):
             for finding in check(Pair(after, before)):

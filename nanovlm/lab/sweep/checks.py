@@ -15,6 +15,7 @@ from nanovlm.lab.diff import edition
 from nanovlm.lab.results import read_object
 from nanovlm.lab.sweep.sweep import Sweep, SweepRun
 from nanovlm.plugins import OWN, Registries
+from nanovlm.recorded_plugins import plugins_in, stages
 from nanovlm.registry import Plugin
 from nanovlm.training.resume import HARDWARE, LOGGING, differences
 from nanovlm.training.run import source_hash
@@ -127,14 +128,9 @@ def _installed(where: str, choice: Named, registries: Registries) -> Plugin | No
 
 def _recorded(where: str, provenance: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The plugins that a run had at a place: when it began, and each time that it was resumed."""
-    for made in (provenance, *_mappings(provenance.get("resumed"))):
-        for plugin in _mappings(made.get("plugins")):
-            if plugin.get("sha256") and where in (plugin.get("used_for") or ()):
-                yield plugin
-
-
-def _mappings(found: Any) -> list[dict[str, Any]]:
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    for plugin in plugins_in(provenance):
+        if plugin.get("sha256") and where in (plugin.get("used_for") or ()):
+            yield plugin
 
 
 def _state(plugin: dict[str, Any]) -> tuple[Any, Any]:
@@ -160,8 +156,7 @@ def other_code(sweep: Sweep) -> str:
 
 
 def _sources(provenance: dict[str, Any]) -> set[str]:
-    made = (provenance, *_mappings(provenance.get("resumed")))
-    return {each["source"] for each in made if isinstance(each.get("source"), str)}
+    return {each["source"] for each in stages(provenance) if isinstance(each.get("source"), str)}
 
 
 def provenance_of(run: SweepRun) -> dict[str, Any]:
